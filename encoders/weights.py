@@ -1,0 +1,398 @@
+"""Safe reading of published checkpoints, and loading that leaves nothing open.
+
+Only safetensors, and torch files through ``torch.load(weights_only=True)``, are read: a checkpoint
+can bring numbers, never code. Loading is strict: every parameter is filled and every tensor used,
+or one error lists all that does not fit.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from encoders.errors import InputError, Problem
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# In order of preference: the names under which upstream libraries save a whole model.
+_STANDARD_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
+# Optimiser moments are flat maps of tensors too, and never the weights.
+_NOT_WEIGHTS = ("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint in memory.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        On the CPU, named and typed as stored.
+    config : dict or None
+        The ``config.json`` beside the weights; None for a bare file.
+    id : str
+        File or folder name, or hub id with the commit it resolved to.
+    sha256 : str
+        `tensors_sha256` of `tensors`.
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    id: str
+    sha256: str
+
+
+def read_weights(
+    path_or_hub_id: str | PathLike[str] | Weights, *, revision: str | None = None
+) -> Weights:
+    """Read a checkpoint from a file, a folder or the Hugging Face hub.
+
+    Parameters
+    ----------
+    path_or_hub_id : str or path
+        A ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; a folder with
+        ``config.json`` and weights (also in shards with an index); or a hub id
+        ``owner/name[/subfolder]``, taken from the cache alone when ``HF_HUB_OFFLINE`` is set.
+        `Weights` already read are returned as they are.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, holds code (a pickle of more than tensors), or it is not
+        clear which of its tensors are the weights.
+    """
+    if isinstance(path_or_hub_id, Weights):
+        return path_or_hub_id
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return _read_folder(path, path.resolve().name)
+    if path.is_file():
+        return _weights(read_tensors(path), None, path.name)
+    if isinstance(path_or_hub_id, str) and _looks_like_hub_id(path_or_hub_id):
+        folder, resolved_id = _download(path_or_hub_id, revision)
+        return _read_folder(folder, resolved_id)
+    raise InputError(
+        Problem(
+            "weights-missing",
+            str(path_or_hub_id),
+            "no such file or folder",
+            f"a weights file ({', '.join(WEIGHT_SUFFIXES)}), a folder with config.json and "
+            "weights, or a Hugging Face hub id owner/name",
+        )
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of one ``.safetensors`` or torch file onto the CPU.
+
+    Raises
+    ------
+    InputError
+        As `read_weights`.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(_damaged(path, error, "safetensors")) from error
+    if path.suffix in TORCH_SUFFIXES:
+        return _find_state_dict(_read_torch(path), path)
+    raise InputError(
+        Problem(
+            "weights-format",
+            str(path),
+            f"a file with suffix {path.suffix or '(none)'!r}",
+            f"one of {', '.join(WEIGHT_SUFFIXES)}",
+        )
+    )
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest over name, dtype, shape and bytes of all tensors, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        header = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(json.dumps(header).encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    ties: Mapping[str, str] | None = None,
+    ignore: Collection[str] = (),
+) -> None:
+    """Fill a module from a checkpoint, completely and without leftovers, or not at all.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its parameters and persistent buffers are the names wanted. Values take the module's dtype.
+    tensors : mapping of str to Tensor
+        What the checkpoint holds.
+    source : str
+        Name of the checkpoint for error messages.
+    ties : mapping of str to str, optional
+        Name -> the name it is one tensor with. Absent, it is filled from there; present, it must
+        be equal to it. A tied name need not exist in the module.
+    ignore : collection of str
+        Names in the checkpoint that are known and not wanted.
+
+    Raises
+    ------
+    InputError
+        Lists every missing, unexpected, wrongly shaped, wrongly typed and non-finite tensor and
+        every tie that does not hold; the module is then unchanged.
+    """
+    ties = ties or {}
+    wanted = module.state_dict(keep_vars=True)
+    given = {name: tensor for name, tensor in tensors.items() if name not in ignore}
+    problems = [*_broken_ties(given, ties, source)]
+    given |= {n: given[o] for n, o in ties.items() if n not in given and o in given}
+    for name, target in wanted.items():
+        if name not in given:
+            problems.append(
+                Problem("tensor-missing", source, f"no tensor {name}", f"{list(target.shape)}")
+            )
+        else:
+            problems += _misfits(name, given[name], target, source)
+    problems += [
+        Problem("tensor-unexpected", source, f"tensor {name}", "no such name in the network")
+        for name in given
+        if name not in wanted and name not in ties
+    ]
+    if problems:
+        raise InputError(problems)
+    with torch.no_grad():
+        for name, target in wanted.items():
+            target.copy_(given[name])
+
+
+def _broken_ties(
+    given: Mapping[str, Tensor], ties: Mapping[str, str], source: str
+) -> list[Problem]:
+    return [
+        Problem(
+            "tensor-tie",
+            source,
+            f"{name} differs from {origin}",
+            "equal values: the configuration says that they are one tensor",
+            "check the configuration's options for tied weights",
+        )
+        for name, origin in ties.items()
+        if name in given and origin in given and not _equal(given[name], given[origin])
+    ]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _misfits(name: str, tensor: Tensor, target: Tensor, source: str) -> list[Problem]:
+    problems = []
+    if tensor.shape != target.shape:
+        found = f"{name} has shape {list(tensor.shape)}"
+        problems.append(Problem("tensor-shape", source, found, f"{list(target.shape)}"))
+    if tensor.is_floating_point() != target.is_floating_point():
+        found, kind = f"{name} is {tensor.dtype}", str(target.dtype)
+        problems.append(Problem("tensor-dtype", source, found, kind))
+    elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        found = f"{name} has {count} values that are NaN or infinite"
+        problems.append(Problem("tensor-not-finite", source, found, "finite numbers"))
+    return problems
+
+
+def _weights(tensors: dict[str, Tensor], config: dict[str, Any] | None, name: str) -> Weights:
+    return Weights(tensors, config, name, tensors_sha256(tensors))
+
+
+def _read_folder(folder: Path, name: str) -> Weights:
+    path = _find_weights_file(folder)
+    tensors = _read_shards(path) if path.name.endswith(".index.json") else read_tensors(path)
+    config_path = folder / "config.json"
+    config = _read_json(config_path) if config_path.is_file() else None
+    return _weights(tensors, config, name)
+
+
+def _find_weights_file(folder: Path) -> Path:
+    for name in _STANDARD_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(others) == 1:
+        return others[0]
+    found = f"{len(others)} weights files" if others else "no weights file"
+    raise InputError(
+        Problem(
+            "weights-missing",
+            str(folder),
+            found + (f" ({', '.join(path.name for path in others)})" if others else ""),
+            "model.safetensors or pytorch_model.bin",
+            "name the file itself" if others else "",
+        )
+    )
+
+
+def _read_shards(index_path: Path) -> dict[str, Tensor]:
+    weight_map = _read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(
+            Problem("weights-index", str(index_path), "no weight_map", "tensor name -> shard file")
+        )
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = index_path.parent / Path(shard).name
+        if not path.is_file():
+            wanted = f"all shards named in {index_path.name}"
+            raise InputError(Problem("weights-missing", str(path), "no such file", wanted))
+        tensors |= read_tensors(path)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        found = f"{len(absent)} tensors are in no shard, the first {absent[0]}"
+        raise InputError(
+            Problem("weights-index", str(index_path), found, "every tensor of weight_map")
+        )
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(_damaged(path, error, "JSON")) from error
+    if not isinstance(values, dict):
+        raise InputError(
+            Problem("json-not-object", str(path), type(values).__name__, "a JSON object {...}")
+        )
+    return values
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(
+            Problem(
+                "weights-unsafe",
+                str(path),
+                "a pickle that holds more than tensors and could run code when opened "
+                f"({_first_line(error)})",
+                "a file of tensors only",
+                "if you trust it, open it where it was made and save the numbers alone: "
+                "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
+            )
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(_damaged(path, error, "torch")) from error
+
+
+def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    candidates = _state_dicts(content, "")
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    if candidates:
+        found = f"{len(candidates)} sets of tensors: {', '.join(map(repr, candidates))}"
+    else:
+        found = f"no mapping from names to tensors ({type(content).__name__})"
+    raise InputError(
+        Problem(
+            "weights-ambiguous",
+            str(path),
+            found,
+            "one state_dict, alone or under one key",
+            "save the one you mean as model.safetensors",
+        )
+    )
+
+
+def _state_dicts(content: object, where: str, depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Find the non-empty mappings of names to tensors, under their keys joined by dots."""
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    if not all(isinstance(key, str) for key in content):
+        return {}
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {where: dict(content)}
+    found: dict[str, dict[str, Tensor]] = {}
+    if depth < 3:
+        for key, value in content.items():
+            if key not in _NOT_WEIGHTS:
+                found |= _state_dicts(value, f"{where}.{key}" if where else key, depth + 1)
+    return found
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    return bool(_HUB_ID.fullmatch(text)) and not text.endswith(WEIGHT_SUFFIXES)
+
+
+def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
+    """Fetch config and weights of a hub id; give their folder and the id with its commit."""
+    from huggingface_hub import snapshot_download
+
+    owner, name, *subfolder = hub_id.split("/")
+    prefix = "".join(f"{part}/" for part in subfolder)
+    safe = [prefix + p for p in ("config.json", "*.safetensors", "*.safetensors.index.json")]
+    torch_files = [prefix + p for p in ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")]
+    try:
+        root = Path(snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=safe))
+        folder = root.joinpath(*subfolder)
+        if not list(folder.glob("*.safetensors")):
+            snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=torch_files)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            Problem(
+                "weights-hub",
+                hub_id + (f" at revision {revision}" if revision else ""),
+                f"no such local file or folder, and the hub could not give it: "
+                f"{_first_line(error)}",
+                "a path that exists, or a hub id that can be reached or lies in the cache",
+                "without network, download the folder elsewhere and give its path",
+            )
+        ) from error
+    if not folder.is_dir():
+        raise InputError(
+            Problem("weights-hub", hub_id, f"no folder {prefix}", "a folder of the repository")
+        )
+    return folder, f"{hub_id}@{root.name}"
+
+
+def _damaged(path: Path, error: Exception, kind: str) -> Problem:
+    return Problem(
+        "weights-damaged",
+        str(path),
+        f"cannot be read as {kind}: {_first_line(error)}",
+        f"a whole {kind} file",
+        "copy or download it again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
