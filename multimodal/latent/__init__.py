@@ -1,0 +1,1 @@
+"""Bundles, and latents for new subjects."""

@@ -1,0 +1,158 @@
+"""The command line: ``genebold VERB [hydra overrides]``.
+
+Each verb is a root config of its own, so Hydra's flags work as everywhere (``--help``, ``--cfg
+job``, ``--multirun``, ``--config-dir``). Exit codes: 0 done, 1 failed, 2 wrong usage or bad input.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import InputError
+
+VERBS = {
+    "demo": "simulate a small cohort and run everything below on it",
+    "simulate": "write a simulated cohort in real file formats",
+    "check": "validate a cohort: every file, id and covariate, all in one pass",
+    "encode": "run the frozen encoders over a cohort into the feature store; resumes",
+    "align": "train the towers, encoding first what is missing; resumes",
+    "evaluate": "retrieval against its permutation null, controls; plan=true for power",
+    "embed": "latents for new subjects from a bundle, from VCF, BOLD or both",
+    "report": "one self-contained HTML page about a run",
+    "encoders": "list the encoders, or show one (genebold encoders show NAME)",
+}
+
+_USAGE = """\
+genebold aligns personal genomes with fMRI.
+
+usage: genebold VERB [key=value ...]
+
+{verbs}
+
+genebold VERB --help      the verb's settings, with their defaults
+genebold VERB --cfg job   the settings as they would be used
+genebold VERB --multirun brain=fc,brainlm_vitmae   one run each, and a table that compares them
+
+Start with: genebold demo
+"""
+
+
+def config_dir() -> Path:
+    """Return the folder of the root configs: inside the package when installed, else the checkout's."""
+    installed = Path(__file__).parent / "_configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def usage() -> str:
+    """Return the text of ``genebold --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return _USAGE.format(verbs=verbs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The verb and its overrides; the process's own arguments by default.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"genebold {version('genebold')}")
+        return 0
+    verb, overrides = words[0], words[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        print(f"genebold: no verb '{verb}'.{hint} Verbs: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return run_verb(verb, overrides)
+
+
+def run_verb(verb: str, overrides: list[str]) -> int:
+    """Compose the verb's configuration with Hydra, run it, and turn errors into exit codes."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    if verb == "encoders":
+        overrides = _positional(overrides, ("action", "name"))
+    if {"-m", "--multirun"} & set(overrides) and not _is_set(overrides, "output_dir"):
+        overrides = [*overrides, "output_dir=${hydra:runtime.output_dir}"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; we word them
+    exit_code = 0
+
+    def task(config: DictConfig) -> Any:
+        nonlocal exit_code
+        module = importlib.import_module(f"multimodal.verbs.{verb}")
+        exit_code = max(exit_code, int(module.run(config) or 0))
+
+    sys.argv = [f"genebold {verb}", *overrides]
+    runner = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)
+    try:
+        runner()
+    except InputError as error:
+        print(_bad_input(verb, error), file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(_bad_configuration(verb, error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ngenebold {verb}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return exit_code
+
+
+def _positional(words: list[str], keys: tuple[str, ...]) -> list[str]:
+    """Let ``encoders show NAME`` stand for ``encoders action=show name=NAME``."""
+    plain = [word for word in words if "=" not in word and not word.startswith("-")]
+    rest = [word for word in words if word not in plain]
+    return [*(f"{key}={word}" for key, word in zip(keys, plain, strict=False)), *rest]
+
+
+def _is_set(overrides: list[str], key: str) -> bool:
+    return any(word.lstrip("+").split("=", 1)[0] == key for word in overrides)
+
+
+def _bad_input(verb: str, error: InputError) -> str:
+    problems = error.problems
+    if len(problems) == 1:
+        return f"genebold {verb}: {problems[0]}"
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return f"genebold {verb}: {len(problems)} problems\n{lines}"
+
+
+def _bad_configuration(verb: str, error: Exception) -> str:
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause).strip()
+        if text and not any(text in seen for seen in causes):
+            causes.append(text)
+        cause = cause.__cause__
+    lines = "\n".join(f"  {line}" for text in causes for line in text.splitlines() if line.strip())
+    return (
+        f"genebold {verb}: the settings do not fit\n{lines}\n"
+        f"  `genebold {verb} --cfg job` shows every key with its value"
+    )
+
+
+def entry() -> None:
+    """Run the installed command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

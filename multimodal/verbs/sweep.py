@@ -1,0 +1,48 @@
+"""The comparison table at the end of ``--multirun``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.verbs.console import say, table
+
+
+class CompareRuns(Callback):
+    """After a sweep, print one row a job from the ``metrics.json`` each of them left, and keep it.
+
+    The rows also go to ``comparison.tsv`` in the sweep's folder. A job that left no metrics is
+    shown as such.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        sweep_dir = Path(config.hydra.sweep.dir)
+        rows = [_row(job) for job in sorted(sweep_dir.iterdir()) if (job / ".hydra").is_dir()]
+        if not rows:
+            return
+        header = list(rows[0])
+        cells = [[row[name] for name in header] for row in rows]
+        lines = ["\t".join(map(str, line)) for line in [header, *cells]]
+        (sweep_dir / "comparison.tsv").write_text("\n".join(lines) + "\n")
+        say()
+        say(table(cells, header))
+        say(f"\nmatched: galleries of the same sex, site and ancestry; chance is 0.5. In {sweep_dir}")
+
+
+def _row(job: Path) -> dict[str, Any]:
+    overrides = [str(word) for word in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
+    shown = [word for word in overrides if not word.startswith(("run_dir=", "output_dir="))]
+    row: dict[str, Any] = {"run": " ".join(shown) or job.name}
+    file = job / "metrics.json"
+    metrics = json.loads(file.read_text()) if file.is_file() else {}
+    row["gallery"] = metrics.get("gallery_size")
+    for gallery in ("raw", "matched"):
+        test = metrics.get("permutation", {}).get(gallery, {})
+        row[f"{gallery} percentile"] = test.get("statistic")
+        row[f"{gallery} p"] = test.get("p")
+    control = metrics.get("controls", {}).get("covariates_only") or {}
+    row["covariates matched p"] = control.get("permutation", {}).get("matched", {}).get("p")
+    row["seconds"] = round(sum(metrics.get("stages", {}).values()), 1) if metrics else None
+    return row
