@@ -1,0 +1,106 @@
+"""From a composed configuration to the toolkit's own option objects."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from encoders.errors import InputError, Problem
+from multimodal.cohort.table import CohortPaths
+
+T = TypeVar("T")
+
+
+def plain(section: DictConfig | None) -> dict[str, Any]:
+    """Return a config section as plain Python values, everything resolved."""
+    if section is None:
+        return {}
+    values = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
+    return typing.cast(dict[str, Any], values)
+
+
+def options(cls: type[T], values: Mapping[str, Any], key: str) -> T:
+    """Build the dataclass `cls` from a config section.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass of options.
+    values : mapping
+        The section; lists become tuples where the field is a tuple.
+    key : str
+        The section's name, for the error.
+
+    Raises
+    ------
+    InputError
+        Unknown keys, or values of another type than the field's, all of them at once.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    problems = []
+    used: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            problems.append(
+                Problem(
+                    "unknown-key", f"{key}.{name}", "no such setting", f"one of {', '.join(fields)}"
+                )
+            )
+            continue
+        converted, fits = _convert(value, hints[name])
+        if not fits:
+            wanted = str(hints[name]).replace("typing.", "")
+            problems.append(Problem("bad-value", f"{key}.{name}", repr(value), f"a value of {wanted}"))
+        used[name] = converted
+    if problems:
+        raise InputError(problems)
+    try:
+        return cls(**used)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(Problem("bad-value", key, str(error), "settings that fit together")) from error
+
+
+def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
+    """Return `value` as the type `hint` wants it, and whether it fits."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            converted, fits = _convert(value, part)
+            if fits:
+                return converted, True
+        return value, False
+    if hint is type(None):
+        return value, value is None
+    if origin is typing.Literal:
+        return value, value in typing.get_args(hint)
+    if origin is tuple:
+        return (tuple(value), True) if isinstance(value, list | tuple) else (value, False)
+    if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
+        return value, isinstance(value, Mapping)
+    if origin is list:
+        return value, isinstance(value, list)
+    if hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return (float(value) if fits else value), fits
+    if hint is int:
+        return value, isinstance(value, int) and not isinstance(value, bool)
+    if hint is Path:
+        return (Path(value), True) if isinstance(value, str) else (value, False)
+    if isinstance(hint, type):
+        return value, isinstance(value, hint)
+    return value, True
+
+
+def cohort_paths(section: DictConfig) -> CohortPaths:
+    """Return the cohort's files: those named, and the standard names in ``cohort.dir`` otherwise."""
+    values = plain(section)
+    standard = CohortPaths.from_dir(Path(values.pop("dir")))
+    named = {name: Path(value) for name, value in values.items() if value is not None}
+    return dataclasses.replace(standard, **named)
