@@ -1,0 +1,200 @@
+"""Standardised features of the training and validation subjects, in batches that a seed decides."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from multimodal.features.tables import BrainFeatures
+from projectors.pooling import MotionWeighting, motion_weights, pool_segments
+from projectors.tower import Tower
+
+# A validation gallery larger than this is cut into several, to bound memory.
+_MAX_GALLERY = 4096
+
+
+class Batch(NamedTuple):
+    """Paired rows: standardised gene [b, ...] and brain [b, k] features, kinship component [b]."""
+
+    gene: Float[Tensor, "row *gene"]
+    brain: Float[Tensor, "row brain"]
+    relatives: Int[Tensor, " row"]
+
+
+class EpochRows(NamedTuple):
+    """Rows of one batch, and the epoch they are for (None outside training)."""
+
+    epoch: int | None
+    rows: np.ndarray
+
+
+class SegmentSubsets:
+    """A random subset of each subject's segments, another one each epoch.
+
+    Each segment stays with probability one half, and at least one of a subject's stays. What
+    trains the brain tower so is the subject, not the moments that happened to be recorded.
+
+    Parameters
+    ----------
+    brain : BrainFeatures
+        Of all subjects.
+    tower : Tower
+        Brain tower with a fitted standardiser.
+    weighting : {"motion", "mean"}
+    covariates : Tensor [n, c], optional
+        Where the tower residualises.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        brain: BrainFeatures,
+        tower: Tower,
+        weighting: MotionWeighting,
+        covariates: Float[Tensor, "subject covariate"] | None,
+        seed: int,
+    ) -> None:
+        self.brain, self.tower, self.covariates, self.seed = brain, tower, covariates, seed
+        fd_mm = torch.from_numpy(np.asarray(brain.mean_fd_mm, dtype=np.float64))
+        self.weights = motion_weights(fd_mm, weighting)
+        self._drawn: tuple[int, Tensor] | None = None
+
+    def draw(self, epoch: int) -> Float[Tensor, "subject brain"]:
+        """Standardised brain features of all subjects, pooled over this epoch's subsets."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self._pool(self.kept_segments(epoch)))
+        return self._drawn[1]
+
+    def kept_segments(self, epoch: int) -> np.ndarray:
+        """Rows of the segments that stay this epoch, ascending."""
+        random = np.random.default_rng([self.seed, epoch, 1]).random(len(self.brain.subject))
+        keep = random < 0.5
+        # The segment with a subject's smallest number always stays.
+        order = np.lexsort((random, self.brain.subject))
+        first = np.unique(self.brain.subject[order], return_index=True)[1]
+        keep[order[first]] = True
+        return np.flatnonzero(keep)
+
+    def _pool(self, keep: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(keep)
+        pooled = pool_segments(
+            torch.from_numpy(self.brain.values[keep].astype(np.float64)),
+            torch.from_numpy(self.brain.subject)[rows],
+            torch.from_numpy(self.brain.run)[rows],
+            self.weights[rows],
+            len(self.brain.participant_ids),
+        )
+        return self.tower.standardise(pooled[:, None, :], self.covariates).float()
+
+
+class AlignDataset(Dataset[Batch]):
+    """Rows of the feature matrices, looked up a whole batch at a time."""
+
+    def __init__(
+        self,
+        gene: Float[Tensor, "subject *gene"],
+        brain: Float[Tensor, "subject brain"],
+        relatives: Int[Tensor, " subject"],
+        subsets: SegmentSubsets | None = None,
+    ) -> None:
+        self.gene, self.brain, self.relatives, self.subsets = gene, brain, relatives, subsets
+
+    def __getitem__(self, wanted: EpochRows) -> Batch:
+        rows = torch.from_numpy(wanted.rows)
+        brain = self.brain
+        if wanted.epoch is not None and self.subsets is not None:
+            brain = self.subsets.draw(wanted.epoch)
+        return Batch(self.gene[rows], brain[rows], self.relatives[rows])
+
+
+class EpochSampler(Sampler[EpochRows]):
+    """Shuffled batches of training rows; the order follows from the seed and the epoch alone.
+
+    The last batch is not dropped: batches differ in size by one row at most, and none is larger
+    than `batch_size`.
+
+    Parameters
+    ----------
+    rows : ndarray [m] int
+    batch_size : int or None
+        None for all rows in one batch, in their order.
+    seed : int
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int | None, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.batches = 1 if batch_size is None else max(1, -(-len(rows) // batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; the trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[EpochRows]:
+        order = self.rows
+        if self.batches > 1:
+            order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(order)
+        for rows in np.array_split(order, self.batches):
+            yield EpochRows(self.epoch, rows)
+
+
+class GallerySampler(Sampler[EpochRows]):
+    """Validation rows in one gallery, or in several equal ones where there are very many."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.galleries = np.array_split(rows, max(1, -(-len(rows) // _MAX_GALLERY)))
+
+    def __len__(self) -> int:
+        return len(self.galleries)
+
+    def __iter__(self) -> Iterator[EpochRows]:
+        for rows in self.galleries:
+            yield EpochRows(None, rows)
+
+
+class AlignData(LightningDataModule):
+    """In-memory features for the trainer.
+
+    Parameters
+    ----------
+    dataset : AlignDataset
+        Of all subjects.
+    train_rows, validation_rows : ndarray of int
+        Their split; validation may be empty.
+    batch_size : int or None
+        Training rows a step; None for all.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        dataset: AlignDataset,
+        train_rows: np.ndarray,
+        validation_rows: np.ndarray,
+        batch_size: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.train_rows, self.validation_rows = train_rows, validation_rows
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Training batches, shuffled anew each epoch."""
+        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed)
+        return DataLoader(self.dataset, sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Validation galleries; no loader where no subject is set aside."""
+        if not len(self.validation_rows):
+            return []
+        return DataLoader(
+            self.dataset, sampler=GallerySampler(self.validation_rows), batch_size=None
+        )

@@ -1,0 +1,332 @@
+"""Fitting the towers: from two feature tables and a split to a trained `Aligner`."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from encoders.errors import InputError, Problem
+from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
+from multimodal.align.data import AlignData, AlignDataset, GallerySampler, SegmentSubsets
+from multimodal.align.keeping import EpochBar, HistoryRow, Keeper, prepare_folder
+from multimodal.align.losses import info_nce, rank_percentiles
+from multimodal.align.module import AlignModule
+from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.align.warmstart import start_from_cca
+from multimodal.features.tables import BrainFeatures, GeneFeatures
+from projectors.standardise import StandardiserOptions
+from projectors.tower import Tower, TowerOptions
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` gives back.
+
+    Parameters
+    ----------
+    aligner : Aligner
+        In eval mode, with the weights of the best epoch (of the last, without validation).
+    history : DataFrame
+        One row an epoch: epoch (0 is before training), train_loss, val_loss, val_percentile,
+        logit_scale.
+    best_epoch : int
+    checkpoint : Path or None
+        The best epoch's checkpoint (the last one's where there is no better); None in memory.
+    """
+
+    aligner: Aligner
+    history: pd.DataFrame
+    best_epoch: int
+    checkpoint: Path | None
+
+
+def fit(
+    gene: GeneFeatures,
+    brain: BrainFeatures,
+    split: np.ndarray,
+    relatives: np.ndarray,
+    covariates: np.ndarray | None,
+    options: AlignOptions,
+    *,
+    out_dir: Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> FitResult:
+    """Fit standardisers and train both towers.
+
+    Nothing is learned from test subjects, and validation subjects only choose the epoch. The
+    same inputs, options and number of threads give the same weights, bit for bit, on a CPU, also
+    where a fit with an `out_dir` was killed and started again.
+
+    Parameters
+    ----------
+    gene, brain : GeneFeatures, BrainFeatures
+        Of the same n subjects in the same order.
+    split : ndarray [n] of str
+        ``train``, ``validation`` (may be absent) or ``test``.
+    relatives : ndarray [n] of int
+        Kinship component of each subject; relatives are never negatives of each other.
+    covariates : ndarray [n, c] or None
+        Regressed out where ``options.residualise``, else not looked at.
+    options : AlignOptions
+    out_dir : Path, optional
+        Receives ``checkpoints/`` and ``logs/`` (CSV and TensorBoard). None fits in memory.
+    resume : bool
+        Go on from ``checkpoints/last.ckpt`` where there is one; False sets it aside.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    InputError
+        Tables that do not belong together, too few unrelated subjects to contrast, missing
+        covariates, features that are not finite, or checkpoints of another fit.
+    """
+    _check_inputs(gene, brain, split, relatives, covariates, options)
+    with torch.random.fork_rng(devices=[]), _quiet_lightning():
+        torch.manual_seed(options.seed)
+        setting = _prepare(gene, brain, split, relatives, covariates, options)
+        return _train(setting, options, out_dir, resume, progress)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    aligner: Aligner
+    data: AlignData
+
+
+def _prepare(
+    gene: GeneFeatures,
+    brain: BrainFeatures,
+    split: np.ndarray,
+    relatives: np.ndarray,
+    covariates: np.ndarray | None,
+    options: AlignOptions,
+) -> _Setting:
+    """Pool, fit the standardisers on training subjects, start the heads, and make the batches."""
+    extra = covariate_tensor(covariates, len(split)) if options.residualise else None
+    pooled_gene = pool_genes(gene, options.strand_merge)
+    pooled_brain = pool_brains(brain, options.segment_weighting)
+    train, validation = (np.flatnonzero(split == name) for name in SPLITS[:2])
+    rows = torch.from_numpy(train)
+    train_extra = None if extra is None else extra[rows]
+    aligner = Aligner(
+        Tower.fit(pooled_gene[rows], tower_options(options, "gene"), train_extra),
+        Tower.fit(pooled_brain[rows], tower_options(options, "brain"), train_extra),
+        gene.windows,
+        options.strand_merge,
+        options.segment_weighting,
+        options.temperature,
+    )
+    gene_matrix = aligner.gene.standardise(pooled_gene, extra)
+    brain_matrix = aligner.brain.standardise(pooled_brain, extra)
+    if options.start == "cca":
+        start_from_cca(
+            aligner,
+            gene_matrix[rows],
+            brain_matrix[rows],
+            ridge=options.cca_ridge,
+            seed=options.seed,
+        )
+    subsets = None
+    if options.augment_segments:
+        subsets = SegmentSubsets(
+            brain, aligner.brain, options.segment_weighting, extra, options.seed
+        )
+    component = torch.from_numpy(np.asarray(relatives, dtype=np.int64))
+    dataset = AlignDataset(gene_matrix.float(), brain_matrix.float(), component, subsets)
+    data = AlignData(dataset, train, validation, options.batch_size, options.seed)
+    return _Setting(aligner, data)
+
+
+def _train(
+    setting: _Setting, options: AlignOptions, out_dir: Path | None, resume: bool, progress: bool
+) -> FitResult:
+    """Run the trainer and put the best weights into the aligner."""
+    aligner, data = setting.aligner, setting.data
+    folder = None if out_dir is None else Path(out_dir) / "checkpoints"
+    checkpoint = None
+    if folder is not None:
+        digests = {"options": options.fingerprint(), "data": _data_fingerprint(data)}
+        checkpoint = prepare_folder(folder, digests, resume)
+    module = AlignModule(aligner, options)
+    keeper = Keeper(
+        _untrained_figures(module, data),
+        aligner.state_dict(),
+        options.patience,
+        folder,
+        options.checkpoint_every,
+    )
+    callbacks: list[Callback] = [keeper, EpochBar()] if progress else [keeper]
+    if options.epochs:
+        trainer = Trainer(
+            max_epochs=options.epochs,
+            accelerator=options.accelerator,
+            devices=1,
+            logger=_loggers(out_dir),
+            callbacks=callbacks,
+            gradient_clip_val=options.gradient_clip,
+            limit_val_batches=None if len(data.validation_rows) else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    aligner.load_state_dict(keeper.best_weights)
+    best = None
+    if folder is not None and options.epochs:
+        best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
+    return FitResult(aligner.cpu().eval(), pd.DataFrame(keeper.history), keeper.best_epoch, best)
+
+
+def tower_options(options: AlignOptions, side: str) -> TowerOptions:
+    """Return what the tower of `side` ("gene" or "brain") is built with."""
+    own: SideOptions = getattr(options, side)
+    return TowerOptions(
+        pooling=options.region_pooling if side == "gene" else "concat",
+        head=own.head,
+        hidden_dim=options.hidden_dim,
+        latent_dim=options.latent_dim,
+        dropout=own.dropout,
+        attention_heads=options.attention_heads,
+        standardiser=StandardiserOptions(
+            own.scale, own.components, own.explained_variance, own.whitening_shrinkage
+        ),
+    )
+
+
+@torch.no_grad()
+def _untrained_figures(module: AlignModule, data: AlignData) -> HistoryRow:
+    """Validation loss and percentile before the first step: the start may be the best there is."""
+    if not len(data.validation_rows):
+        return {}
+    module.eval()
+    losses, sizes, percentiles = [], [], []
+    for wanted in GallerySampler(data.validation_rows):
+        batch = data.dataset[wanted]
+        gene = module.aligner.gene.project(batch.gene)
+        brain = module.aligner.brain.project(batch.brain)
+        loss = info_nce(gene, brain, module.logit_scale(), batch.relatives)
+        losses.append(float(loss))
+        sizes.append(len(batch.relatives))
+        percentiles.append(rank_percentiles(gene, brain, batch.relatives))
+    module.train()
+    return {
+        "val_loss": float(np.average(losses, weights=sizes)),
+        "val_percentile": float(torch.cat(percentiles).mean()),
+    }
+
+
+def _loggers(out_dir: Path | None) -> Any:
+    if out_dir is None:
+        return False
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    logs = Path(out_dir) / "logs"
+    return [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
+
+
+def _data_fingerprint(data: AlignData) -> str:
+    """Digest of what is trained on: standardised features, split and relatives."""
+    digest = hashlib.sha256()
+    dataset = data.dataset
+    seen = np.concatenate([data.train_rows, data.validation_rows])
+    for part in (data.train_rows, data.validation_rows):
+        digest.update(np.int64(len(part)).tobytes() + part.tobytes())
+    for tensor in (dataset.gene, dataset.brain, dataset.relatives):
+        values: Tensor = tensor[torch.from_numpy(seen)].contiguous()
+        digest.update(str(tuple(values.shape)).encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _check_inputs(
+    gene: GeneFeatures,
+    brain: BrainFeatures,
+    split: np.ndarray,
+    relatives: np.ndarray,
+    covariates: np.ndarray | None,
+    options: AlignOptions,
+) -> None:
+    subjects = len(gene.participant_ids)
+    problems = []
+    if list(gene.participant_ids) != list(brain.participant_ids):
+        problems.append(
+            Problem(
+                "different-subjects",
+                "features",
+                f"{subjects} subjects on the gene side, "
+                f"{len(brain.participant_ids)} on the brain side, not the same in the same order",
+                "the subjects that have both modalities, in one order",
+                "take() the same rows of both",
+            )
+        )
+    problems += [
+        Problem("wrong-length", name, f"{len(values)} entries", f"{subjects}, one a subject")
+        for name, values in (("split", split), ("relatives", relatives))
+        if len(values) != subjects
+    ]
+    if options.residualise and covariates is None:
+        problems.append(
+            Problem(
+                "covariates-missing",
+                "align.residualise",
+                "true, but no covariates",
+                "covariates to regress out",
+                "name covariates, or set align.residualise=false",
+            )
+        )
+    if not problems:
+        problems += _split_problems(np.asarray(split), np.asarray(relatives))
+    if problems:
+        raise InputError(problems)
+
+
+def _split_problems(split: np.ndarray, relatives: np.ndarray) -> list[Problem]:
+    unknown = sorted({str(name) for name in split} - set(SPLITS))
+    if unknown:
+        return [Problem("unknown-split", "split", ", ".join(unknown), " or ".join(SPLITS))]
+    problems = []
+    for name, least in (("train", 2), ("validation", 0)):
+        members = split == name
+        families = len(np.unique(relatives[members]))
+        if families < max(least, 2 if members.any() else 0):
+            problems.append(
+                Problem(
+                    "too-few-unrelated",
+                    f"split {name}",
+                    f"{int(members.sum())} subjects of {families} families",
+                    "at least two unrelated subjects to tell apart",
+                    "change the split's fractions" + (", or use none" if name != "train" else ""),
+                )
+            )
+    return problems
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep notices about devices, workers and loaders, which say nothing here, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
