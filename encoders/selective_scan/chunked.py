@@ -76,7 +76,7 @@ class _Part(NamedTuple):
     rows: slice
     channels: slice
     positions: slice
-    index: int
+    block: int
 
 
 class _Scan(torch.autograd.Function):
@@ -88,10 +88,10 @@ class _Scan(torch.autograd.Function):
         starts = x.new_zeros((blocks if keep else 1), x.shape[0], A.shape[1], x.shape[2])
         state = starts[0]
         for part in _parts(x, A.shape[1]):
-            if part.index == 0:
+            if part.block == 0:
                 state = x.new_zeros(x[part.rows].shape[0], A.shape[1], A[part.channels].shape[0])
             if keep:
-                starts[part.index, part.rows, :, part.channels] = state
+                starts[part.block, part.rows, :, part.channels] = state
             block = _cut(part, x, dt, A, B, C)
             states, _, _, state = _run(block, state)
             outputs = (block.C.unsqueeze(-2) @ states).squeeze(-2)
@@ -102,14 +102,14 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
         x, dt, A, B, C, starts = ctx.saved_tensors
         grads = [torch.zeros_like(tensor) for tensor in (x, dt, A, B, C)]
         grad_state = starts[0]
         last = starts.shape[0] - 1
         for part in _parts(x, A.shape[1], backwards=True):
-            start = starts[part.index, part.rows, :, part.channels]
-            if part.index == last:
+            start = starts[part.block, part.rows, :, part.channels]
+            if part.block == last:
                 grad_state = torch.zeros_like(start)
             block = _cut(part, x, dt, A, B, C)
             out = _tile(grad_y[part.rows, part.positions, part.channels])
