@@ -1,7 +1,9 @@
 """What one interval's genotypes hold: counts of what was filled in or passed over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,14 +47,19 @@ class GenotypeCounts:
     filtered_sites: int
 
 
-def edits_of(record: Record) -> dict[int, Edit]:
+def edits_of(record: Record) -> Mapping[int, Edit]:
     """Return the edit of each explicit alternate allele, by allele number."""
+    return _edits(record.start_bp, record.ref, record.alts)
+
+
+@lru_cache(maxsize=1 << 16)
+def _edits(start_bp: int, ref: str, alts: tuple[str, ...]) -> Mapping[int, Edit]:
     edits = {
-        number: normalised(record.start_bp, record.ref, alt)
-        for number, alt in enumerate(record.alts, start=1)
+        number: normalised(start_bp, ref, alt)
+        for number, alt in enumerate(alts, start=1)
         if is_explicit(alt)
     }
-    return {number: edit for number, edit in edits.items() if edit is not None}
+    return MappingProxyType({k: edit for k, edit in edits.items() if edit is not None})
 
 
 def unphased_rows(record: Record) -> np.ndarray:

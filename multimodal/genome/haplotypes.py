@@ -241,12 +241,13 @@ class Genotypes:
         start = max(0, interval.start_bp - 1)
         while True:
             found = list(file.records(chrom, start, interval.end_bp, samples))
-            kept = [record for record in found if self.passes(record)]
-            spelled = [r.start_bp for r in kept if any(map(is_explicit, r.alts))]
+            passing = [record for record in found if self.passes(record)]
+            spelled = [r.start_bp for r in passing if any(map(is_explicit, r.alts))]
             first = min(spelled, default=start)
             if first >= start:
                 break
             start = max(0, first - 1)
+        kept = [record for record in passing if record.start_bp >= start]
         end = max([interval.end_bp, *(r.start_bp + len(r.ref) for r in kept)])
         bases = self.reference.fetch(chrom, start, min(end, self.reference.lengths[chrom]))
         mismatches = [p for r in kept if (p := self.ref_problem(r, bases, start)) is not None]
