@@ -1,0 +1,309 @@
+"""Running frozen encoders over a cohort into the feature store. A killed run resumes.
+
+Shards are planned from the inputs alone and batches composed within a shard, so a store is, byte
+for byte, the same however often its run was killed (at equal batch size, device and threads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from encoders.errors import InputError, Problem
+from multimodal.cohort.table import Cohort
+from multimodal.features.brain import encode_segments, plan_shards, run_name, run_preparer
+from multimodal.features.dna import DnaPlan, encode_windows
+from multimodal.features.dosage import read_dosages, write_dosages
+from multimodal.features.fingerprint import (
+    STORE_VERSION,
+    array_digest,
+    code_version,
+    file_identity,
+    text_digest,
+)
+from multimodal.features.genotype_calls import warn_if_unbalanced
+from multimodal.features.options import GenomeOptions
+from multimodal.features.shards import texts
+from multimodal.features.store import brain_store, dna_store
+from multimodal.features.writer import StoreWriter
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from encoders.base import BrainEncoder, DnaEncoder, Encoder
+    from multimodal.bold.options import BoldOptions
+    from multimodal.bold.parcels import Atlas
+    from multimodal.genome.haplotypes import Genotypes
+    from multimodal.genome.windows import Window
+
+__all__ = ["GenomeOptions", "encode_brains", "encode_genomes"]
+
+DOSAGE = "dosage"
+
+
+def encode_genomes(
+    cohort: Cohort,
+    encoder: DnaEncoder | str,
+    options: GenomeOptions | None,
+    store_dir: str | Path,
+    progress: bool = True,
+    *,
+    batch_size: int = 8,
+    shard_sequences: int = 256,
+) -> Path:
+    """Encode the genomes of all participants that have one.
+
+    All genotypes are read once before anything is written, so that bad input leaves nothing
+    behind. Warns where sites differ in their missing calls.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With paths of genotypes, reference and regions.
+    encoder : DnaEncoder or "dosage"
+    options : GenomeOptions or None
+        None takes the defaults.
+    store_dir : path
+        The features folder; this encoder's store is ``dna/<name>`` in it.
+    progress : bool
+        Show progress bars.
+    batch_size : int
+        Most sequences in a batch.
+    shard_sequences : int
+        Most sequences in a shard: what a killed run may lose.
+
+    Returns
+    -------
+    Path
+        The store.
+
+    Raises
+    ------
+    InputError
+        Everything wrong with genotypes, reference or regions; features there that something else
+        made; another run that is writing them.
+    """
+    from multimodal.genome.haplotypes import Genotypes
+    from multimodal.genome.regions import read_regions
+    from multimodal.genome.windows import make_windows
+
+    options = options or GenomeOptions()
+    _check_positive(batch_size=batch_size, shard_sequences=shard_sequences)
+    paths = _wanted(cohort, ("genotypes", "reference", "regions"))
+    have = cohort.participants["genotype_id"].dropna()
+    participant_ids, samples = [str(who) for who in have.index], [str(name) for name in have]
+    if not samples:
+        raise InputError(_nobody("genotype", str(cohort.paths.participants)))
+    genotypes = Genotypes(
+        paths["genotypes"],
+        paths["reference"],
+        unphased=options.unphased,  # type: ignore[arg-type]  # checked by GenomeOptions
+        filters=options.filters,
+    )
+    name = encoder if isinstance(encoder, str) else encoder.spec.name
+    if isinstance(encoder, str) and encoder != DOSAGE:
+        raise InputError(Problem("encoder", "dna.name", encoder, f"an encoder, or {DOSAGE!r}"))
+    longest = None if isinstance(encoder, str) else _longest_bp(encoder)
+    windows = make_windows(
+        read_regions(paths["regions"]),
+        length_bp=None if isinstance(encoder, str) else options.length_bp,
+        flank_bp=options.flank_bp,
+        max_length_bp=longest,
+        lengths=genotypes.reference.lengths,
+    )
+    fingerprint = {
+        **_encoder_fingerprint(encoder),
+        "preprocessing": _genome_preprocessing(options, isinstance(encoder, str)),
+        "windows": _windows_fingerprint(windows, genotypes),
+        "genotypes": file_identity(paths["genotypes"]),
+        "participants": {
+            "count": len(samples),
+            "sha256": text_digest([*participant_ids, *samples]),
+        },
+    }
+    store = StoreWriter(dna_store(store_dir, name), fingerprint)
+    store.check()
+    if store.is_complete():
+        return store.folder
+    if isinstance(encoder, str):
+        dosages = read_dosages(genotypes, windows, participant_ids, samples, progress)
+        with store:
+            write_dosages(dosages, windows, participant_ids, store)
+            _write_calls(store, dosages.calls)
+            store.finish()
+        calls = dosages.calls
+    else:
+        plan = DnaPlan(genotypes, windows, participant_ids, samples, longest)
+        survey = plan.survey(progress)
+        with store:
+            encode_windows(
+                plan,
+                survey,
+                encoder,
+                store,
+                batch_size=batch_size,
+                shard_sequences=shard_sequences,
+                progress=progress,
+            )
+            _write_calls(store, survey.calls)
+            store.finish()
+        calls = survey.calls
+    warn_if_unbalanced(calls, cohort.participants)
+    return store.folder
+
+
+def encode_brains(
+    cohort: Cohort,
+    encoder: BrainEncoder,
+    options: BoldOptions | None,
+    store_dir: str | Path,
+    progress: bool = True,
+    *,
+    batch_size: int = 16,
+    shard_subjects: int = 16,
+    workers: int = 0,
+) -> Path:
+    """Encode the BOLD runs of all participants that have one.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With paths of BOLD and atlas.
+    encoder : BrainEncoder
+    options : BoldOptions or None
+        None takes the defaults.
+    store_dir : path
+        The features folder; this encoder's store is ``brain/<name>`` in it.
+    progress : bool
+        Show a progress bar.
+    batch_size : int
+        Most segments in a batch.
+    shard_subjects : int
+        Subjects in a shard: what a killed run may lose.
+    workers : int
+        Processes that prepare runs; 0 prepares them in this one.
+
+    Returns
+    -------
+    Path
+        The store.
+
+    Raises
+    ------
+    InputError
+        Everything wrong with any run, after the good shards are written; no run at all; features
+        there that something else made; another run that is writing them.
+    """
+    from multimodal.bold.bids import find_runs
+    from multimodal.bold.options import BoldOptions
+    from multimodal.bold.parcels import load_atlas
+
+    options = options or BoldOptions()
+    _check_positive(batch_size=batch_size, shard_subjects=shard_subjects)
+    paths = _wanted(cohort, ("bold", "atlas"))
+    if not hasattr(encoder.spec.input, "parcels"):
+        found = f"{encoder.spec.name} takes {type(encoder.spec.input).__name__}"
+        raise InputError(Problem("brain-input", "brain.name", found, "an encoder of parcels"))
+    atlas = load_atlas(paths["atlas"], cohort.paths.atlas_table)
+    runs = find_runs(paths["bold"], cohort.participant_ids, space=options.space, task=options.task)
+    if not runs:
+        raise InputError(_nobody("BOLD run", str(paths["bold"])))
+    shards = plan_shards(runs, shard_subjects)
+    fingerprint = {
+        **_encoder_fingerprint(encoder),
+        "preprocessing": asdict(options),
+        "atlas": _atlas_fingerprint(atlas),
+        "shard_subjects": shard_subjects,
+        "runs": {
+            "count": len(runs),
+            "sha256": text_digest(part for run in runs for part in run_name(run)),
+        },
+    }
+    store = StoreWriter(brain_store(store_dir, encoder.spec.name), fingerprint)
+    store.check()
+    if store.is_complete({shard.name: shard.inputs for shard in shards}):
+        return store.folder
+    with store, run_preparer(atlas, encoder.spec.input, options, workers) as prepare_many:
+        encode_segments(
+            shards, encoder, prepare_many, store, batch_size=batch_size, progress=progress
+        )
+        store.finish()
+    return store.folder
+
+
+def _write_calls(store: StoreWriter, calls: pd.DataFrame) -> None:
+    columns = {name: pa.array(calls[name]) for name in calls if name != "subject"}
+    inputs = text_digest(
+        [*calls["subject"], array_digest(calls.drop(columns="subject").to_numpy())]
+    )
+    if not store.has("calls/000000.parquet", inputs):
+        columns["subject"] = texts(calls["subject"].tolist())
+        store.write("calls/000000.parquet", columns, inputs)
+
+
+def _encoder_fingerprint(encoder: Encoder | str) -> dict[str, Any]:
+    versions = {"store_version": STORE_VERSION, "code_version": code_version()}
+    if isinstance(encoder, str):
+        return {**versions, "encoder": {"name": encoder}, "dtype": "float32"}
+    from multimodal.features.devices import dtype_of
+
+    dtype = str(dtype_of(encoder)).removeprefix("torch.")
+    return {**versions, "encoder": encoder.spec.as_dict(), "dtype": dtype}
+
+
+def _genome_preprocessing(options: GenomeOptions, dosage: bool) -> dict[str, Any]:
+    values = asdict(options)
+    values["filters"] = None if options.filters is None else sorted(options.filters)
+    if dosage:
+        # Dosages know neither windows nor phase.
+        del values["length_bp"], values["unphased"]
+    return values
+
+
+def _windows_fingerprint(windows: Sequence[Window], genotypes: Genotypes) -> dict[str, Any]:
+    reference = genotypes.reference
+    digest = text_digest(
+        part
+        for w in windows
+        for part in (
+            f"{w.name} {w.chrom} {w.start_bp} {w.end_bp} {w.strand}",
+            reference.fetch(w.chrom, w.start_bp, w.end_bp),
+        )
+    )
+    return {"count": len(windows), "sha256": digest}
+
+
+def _atlas_fingerprint(atlas: Atlas) -> dict[str, Any]:
+    arrays = array_digest(atlas.labels, atlas.affine, atlas.xyz_mm)
+    order = text_digest([*map(str, atlas.ids), *atlas.names])
+    return {"parcels": len(atlas.ids), "sha256": text_digest([arrays, order])}
+
+
+def _longest_bp(encoder: DnaEncoder) -> int | None:
+    longest: int | None = getattr(encoder.spec.input, "max_length_bp", None)
+    return longest
+
+
+def _wanted(cohort: Cohort, names: Sequence[str]) -> Mapping[str, Path]:
+    paths = {name: getattr(cohort.paths, name) for name in names}
+    absent = [name for name, path in paths.items() if path is None]
+    if absent:
+        raise InputError(
+            Problem("cohort-path", f"cohort.{name}", "no file", f"a path for {name}")
+            for name in absent
+        )
+    return paths
+
+
+def _nobody(what: str, where: str) -> Problem:
+    return Problem("nobody", where, f"no participant has a {what}", "at least one")
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(Problem("encode-option", name, f"{value}", "at least 1"))
