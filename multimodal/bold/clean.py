@@ -41,8 +41,6 @@ def clean_series(
     ndarray [K, P] float64
         Kept frames only.
     """
-    from nilearn.signal import clean
-
     keep = np.flatnonzero(confounds.keep)
     filters = _butterworth(keep, tr_s, options)
     regressors = confounds.regressors
@@ -51,6 +49,8 @@ def clean_series(
         regressors = np.hstack([regressors, drifts])
     if regressors.shape[1] == 0 and not options.detrend and options.filter != "butterworth":
         return series[keep]
+    from nilearn.signal import clean
+
     with warnings.catch_warnings():
         # A parcel without variance is dealt with below.
         warnings.filterwarnings("ignore", message=".*(zero variance|invalid value).*")

@@ -1,5 +1,6 @@
 """4D NIfTI images read safely: scaling, repetition time, orientation, truncation."""
 
+import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ SHORTEST_TR_S = 0.02
 SHORTEST_MILLISECONDS = 100.0
 TR_TOLERANCE = 0.01
 GRID_TOLERANCE_VOXELS = 0.05
+# What nibabel reads to tell the type of an image.
+SNIFFED_BYTES = 1024
 CHUNK_BYTES = 64 * 2**20
 _SECONDS_A_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
@@ -365,9 +368,21 @@ def _implausible(where: str, found: str) -> Problem:
     return Problem("tr-implausible", where, found, wanted, fix)
 
 
+def _ends_in_header(path: Path) -> bool:
+    """Whether a compressed file ends within the header, which nibabel calls an unknown type."""
+    try:
+        with gzip.open(path) as stream:
+            stream.read(SNIFFED_BYTES)
+    except EOFError:
+        return True
+    except (OSError, zlib.error):
+        return False
+    return False
+
+
 def _unreadable(path: Path, error: BaseException, code: str) -> Problem:
     wanted = "a NIfTI image (.nii or .nii.gz)"
-    if isinstance(error, EOFError):
+    if isinstance(error, EOFError) or _ends_in_header(path):
         found = "truncated: ends within its header"
         return Problem(f"{code}-truncated", str(path), found, wanted, "copy it again")
     return Problem(f"{code}-unreadable", str(path), f"cannot be read ({error})", wanted)

@@ -246,9 +246,10 @@ def _check_degrees(plan: RunPlan, confounds: Confounds, scan: Scan, options: Bol
     kept, columns = int(confounds.keep.sum()), confounds.regressors.shape[1]
     if options.filter == "cosine" and plan.tr_s is not None:
         columns += cosine_drifts(scan.frames, plan.tr_s, options.high_pass_hz or 0.0).shape[1]
-    # Two more go with the mean and the straight line.
-    if columns + 2 >= kept:
-        found = f"{columns} confounds and cosines regressed out of {kept} frames leave nothing"
+    lost = columns + (2 if options.detrend else 0)
+    if lost and lost >= kept:
+        line = " and a straight line" if options.detrend else ""
+        found = f"{columns} confounds and cosines{line} taken out of {kept} frames leave nothing"
         fix = "regress out less (bold.motion, bold.compcor, bold.high_pass_hz) or censor less"
         raise InputError(
             Problem("confounds-too-many", str(scan.path), found, "fewer confounds", fix)
