@@ -1,0 +1,1 @@
+"""Retrieval among unrelated subjects, its permutation null, cross-fitting, baselines and power."""

@@ -21,7 +21,7 @@ class CrossFitLatents:
 
     Parameters
     ----------
-    gene, brain : ndarray [n, d] float32
+    gene, brain : ndarray [n, d] float32 or float64
         Latents in cohort order; NaN in rows whose fold is negative.
     folds : ndarray [n] int64
         Fold whose model gave each latent. Latents of different folds lie in different spaces and
@@ -124,7 +124,9 @@ def _filled(
     latents: np.ndarray | None, part: np.ndarray, rows: np.ndarray, subjects: int, side: str
 ) -> np.ndarray:
     if latents is None:
-        latents = np.full((subjects, *part.shape[1:]), np.nan, dtype=part.dtype)
+        latents = np.full(
+            (subjects, *part.shape[1:]), np.nan, dtype=np.result_type(part.dtype, np.float32)
+        )
     if part.shape != (len(rows), latents.shape[1]):
         wanted = (len(rows), latents.shape[1])
         raise ValueError(f"{side} latents of a fold have shape {part.shape}, wanted {wanted}")

@@ -8,17 +8,16 @@ Cross-fitting needs one correction. Each fold is scored by a model that was trai
 folds, and these were trained on it: the chance likeness of folds f and g enters the score of f
 through its model and the score of g through its own. Permuting one fold at a time, the models held
 fixed, counts the two as independent, and its null is too narrow. To first order in each fold's
-cross-covariance the two scores share the variance ``rho``, the share of kinship components in
-training that are also tested, and the variance of the sum grows by ``1 + rho``: at most a factor
-of two. `crossfit_inflation` gives its square root, by which the null is stretched around its mean.
-Without it a nominal 5% test rejects 9 to 12% of true nulls (``tests/evaluate`` holds both sides).
+cross-covariance the variance of the pooled score grows by ``1 + rho``, where rho, at most one, is
+`fold_coupling`; the null is stretched around its mean by the square root of that. Without the
+correction a nominal 5% test rejects 8 to 12% of true nulls (``tests/evaluate`` holds both sides).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
 from multimodal.evaluate.retrieval import mean_percentile
 
@@ -69,7 +68,7 @@ def permutation_test(
     seed : int
         Each gallery draws from a stream of its own.
     inflation : float
-        Factor on the null's spread, from `crossfit_inflation`.
+        Factor on the null's spread, from the square root of ``1 + fold_coupling``.
 
     Raises
     ------
@@ -100,22 +99,35 @@ def permutation_test(
     return PermutationTest(statistic, (1 + as_good) / (1 + permutations), null, inflation)
 
 
-def crossfit_inflation(tested_components: int, trained_components: int) -> float:
-    """Factor by which cross-fitting widens the statistic's null (see the module's docstring).
+def fold_coupling(
+    component_sizes: Int[np.ndarray, " component"], tested: Bool[np.ndarray, " component"]
+) -> float:
+    """How much the folds' scores share through one another's models.
+
+    Squared correlation of what a fold teaches other models (all its members) with what it is
+    tested on (one member of some components). It depends on how alike relatives are in genes and
+    brains; of the two extremes, not at all and entirely, the larger bounds all between.
 
     Parameters
     ----------
-    tested_components : int
-        Kinship components with a member in a gallery.
-    trained_components : int
-        Kinship components in all folds, whoever represents them.
+    component_sizes : ndarray [c] int
+        Members of each kinship component in the folds.
+    tested : ndarray [c] bool
+        Whether one of them is in a gallery.
 
     Returns
     -------
     float
-        Between 1 and the square root of two.
+        Between 0 and 1; 1 when nobody has relatives and everybody is tested.
     """
-    return float(np.sqrt(1.0 + tested_components / trained_components))
+    galleries = int(tested.sum())
+    if not galleries:
+        return 0.0
+    unlike = galleries / float(component_sizes.sum())
+    alike = float(component_sizes[tested].sum()) ** 2 / (
+        galleries * float((component_sizes.astype(np.float64) ** 2).sum())
+    )
+    return max(unlike, alike)
 
 
 def exact_null_sd(credits: Sequence[Int[np.ndarray, "gene brain"]]) -> float:

@@ -175,7 +175,8 @@ def retrieval_metrics(ranks: QueryRanks) -> dict[str, float]:
 def chance_metrics(sizes: Sequence[int]) -> dict[str, float]:
     """What random guessing gives on average, for galleries of these sizes pooled.
 
-    A partner's rank is then uniform over 1..m in a gallery of m, each gallery asking m queries.
+    A partner's rank is then uniform over 1..m in a gallery of m, each gallery asking m queries. The
+    chance level of the median rank is the median of that distribution.
 
     Parameters
     ----------

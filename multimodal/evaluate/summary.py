@@ -16,7 +16,7 @@ from multimodal.evaluate.galleries import (
     matched_galleries,
     raw_galleries,
 )
-from multimodal.evaluate.permutation import crossfit_inflation, histogram, permutation_test
+from multimodal.evaluate.permutation import fold_coupling, histogram, permutation_test
 from multimodal.evaluate.retrieval import (
     DIRECTIONS,
     QueryRanks,
@@ -279,12 +279,13 @@ def _permutation_block(
 
 
 def null_inflation(who: Evaluated, galleries: GallerySet) -> float:
-    """Factor on the null's spread: 1 for a held-out split, `crossfit_inflation` otherwise."""
+    """Factor on the null's spread: 1 for a held-out split, more for cross-fitting."""
     if who.method == "heldout":
         return 1.0
     components = np.asarray(who.components)
-    trained = len(np.unique(components[np.asarray(who.folds) >= 0]))
-    return crossfit_inflation(galleries.subjects, trained)
+    labels, sizes = np.unique(components[np.asarray(who.folds) >= 0], return_counts=True)
+    members = np.concatenate([gallery.rows for gallery in galleries.galleries])
+    return float(np.sqrt(1.0 + fold_coupling(sizes, np.isin(labels, components[members]))))
 
 
 def _no_test(reason: str, options: EvaluateOptions) -> dict[str, Any]:
