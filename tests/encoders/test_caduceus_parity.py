@@ -1,0 +1,317 @@
+"""Caduceus against numbers made with upstream's own code (see the README of each case)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import parity_cases
+from safetensors.torch import load_file
+
+from encoders import load_encoder
+from encoders.caduceus.checkpoint import find_ties
+from encoders.caduceus.config import CaduceusConfig
+from encoders.caduceus.encoder import PUBLISHED_CONFIG
+from encoders.caduceus.model import CaduceusForMaskedLM, masked_lm_loss
+from encoders.caduceus.tokenizer import VOCABULARY, CaduceusTokenizer, encode_bases
+from encoders.weights import read_weights
+
+DTYPES = ("float32", "float64")
+
+
+def cases(*kinds: str) -> list[Path]:
+    found = [p for p in parity_cases("caduceus") if (p / "case.json").is_file()]
+    return [path for path in found if read_json(path / "case.json")["kind"] in kinds]
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def over_cases(*kinds: str):
+    chosen = cases(*kinds)
+    assert chosen, f"no fixture of kind {kinds}"
+    return pytest.mark.parametrize("case", chosen, ids=[path.name for path in chosen])
+
+
+def backbone(folder: Path, dtype: str) -> CaduceusForMaskedLM:
+    encoder = load_encoder("caduceus", folder, dtype=dtype)
+    return encoder.backbone
+
+
+def assert_close(case: Path, dtype: str, found: dict[str, torch.Tensor], expected) -> None:
+    """Compare all `found` with what the fixture holds for them; at least one must be there."""
+    tolerance = read_json(case / "case.json")["tolerance"][dtype]
+    suffix = "_f64" if dtype == "float64" else ""
+    compared = 0
+    for name, value in found.items():
+        if name + suffix in expected:
+            compared += 1
+            torch.testing.assert_close(
+                value.detach(),
+                expected[name + suffix],
+                **tolerance,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
+    assert compared or dtype == "float64"
+
+
+@over_cases("forward")
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_forward(case: Path, dtype: str) -> None:
+    network = backbone(case, dtype)
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "expected.safetensors")
+    for group in read_json(case / "case.json")["groups"]:
+        ids = inputs[f"{group}.input_ids"]
+        trace = network.trace(ids)
+        found = {f"{group}.last_hidden_state": network(ids), f"{group}.logits": network.logits(ids)}
+        assert torch.equal(trace.last_hidden_state, found[f"{group}.last_hidden_state"])
+        for kind, states in (("hidden_states", trace.hidden_states), ("residual", trace.residuals)):
+            stored = [key for key in expected if key.startswith(f"{group}.{kind}.")]
+            stored = [key for key in stored if not key.endswith("_f64")]
+            assert len(stored) in (0, len(states))
+            found |= {f"{group}.{kind}.{i}": state for i, state in enumerate(states)}
+        assert_close(case, dtype, found, expected)
+
+
+@over_cases("forward")
+@torch.no_grad()
+def test_negative_controls_are_missed(case: Path) -> None:
+    """A fused checkpoint run along the unfused path gives other numbers: we must not match them."""
+    path = case / "negative_controls.safetensors"
+    if not path.is_file():
+        assert "negative_controls" not in read_json(case / "case.json")
+        return
+    network = backbone(case, "float32")
+    inputs = load_file(case / "inputs.safetensors")
+    for key, wrong in load_file(path).items():
+        group = key.split(".")[0]
+        assert (network(inputs[f"{group}.input_ids"]) - wrong).abs().max() > 1
+
+
+@over_cases("forward_bf16")
+@torch.no_grad()
+def test_bfloat16(case: Path) -> None:
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "expected.safetensors")
+    tolerance = read_json(case / "case.json")["tolerance"]
+    ids = inputs["main.input_ids"]
+    for dtype in DTYPES:
+        network = backbone(case, dtype)
+        found = {"last_hidden_state": network(ids), "logits": network.logits(ids)}
+        for name, value in found.items():
+            wanted = expected[f"main.{name}_f64"].to(value.dtype)
+            torch.testing.assert_close(value, wanted, **tolerance[dtype])
+    for group, residual_in_fp32 in (("main", True), ("main.residual_bf16", False)):
+        config = {"residual_in_fp32": residual_in_fp32}
+        network = load_encoder("caduceus", case, config=config, dtype="bfloat16").backbone
+        mixer = network.caduceus.backbone.layers[0].mixer.submodule.mamba_fwd
+        assert mixer.A_log.dtype == torch.float32
+        assert mixer.in_proj.weight.dtype == torch.bfloat16
+        found = {"last_hidden_state": network(ids), "logits": network.logits(ids)}
+        for name, value in found.items():
+            error = (value.float() - expected[f"{group}.{name}"]).abs().max()
+            assert error <= tolerance["bfloat16"][f"{name}_atol"]
+
+
+@over_cases("mlm")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("file", ["model.safetensors", "model_published_layout.safetensors"])
+@torch.no_grad()
+def test_masked_lm(case: Path, dtype: str, file: str) -> None:
+    config = read_json(case / "config.json")
+    network = load_encoder("caduceus", case / file, config=config, dtype=dtype).backbone
+    inputs = load_file(case / "inputs.safetensors")
+    ids, weights = inputs["input_ids"], inputs["loss_weights"]
+    logits = network.logits(ids)
+    pad4 = {"labels": inputs["labels_pad4"], "ignore_index": 4}
+    found = {
+        "last_hidden_state": network(ids),
+        "logits": logits,
+        "loss": masked_lm_loss(logits, inputs["labels"]),
+        "loss_weighted": masked_lm_loss(logits, inputs["labels"], weights=weights),
+        "loss_pad4": masked_lm_loss(logits, **pad4),
+        "loss_pad4_weighted": masked_lm_loss(logits, **pad4, weights=weights),
+        "loss_pad4_on_minus100_free_labels": masked_lm_loss(
+            logits, inputs["labels_all"], ignore_index=4
+        ),
+    }
+    assert_close(case, dtype, found, load_file(case / "expected.safetensors"))
+    assert torch.equal(weights, load_file(case / "inputs.safetensors")["loss_weights"])
+
+
+@over_cases("grad")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients(case: Path, dtype: str) -> None:
+    network = backbone(case, dtype)
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "expected.safetensors")
+    named = dict(network.named_parameters())
+    ids = inputs["input_ids"]
+    output_weights = inputs["output_weights"].to(next(network.parameters()).dtype)
+    objective = (network(ids) * output_weights).sum()
+    gradients = torch.autograd.grad(objective, list(named.values()), allow_unused=True)
+    found = {f"grad.{name}": g for name, g in zip(named, gradients, strict=True) if g is not None}
+    embeds = network.embed(ids).detach().requires_grad_()
+    again = (network(inputs_embeds=embeds) * output_weights).sum()
+    (found["grad_inputs_embeds"],) = torch.autograd.grad(again, embeds)
+    loss = masked_lm_loss(network.logits(ids), inputs["labels"])
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    found |= {f"mlm_grad.{n}": g for n, g in zip(named, gradients, strict=True)}
+    found |= {"objective": objective.detach(), "mlm_loss": loss.detach()}
+    limit, suffix = (1e-8, "_f64") if dtype == "float64" else (1e-3, "")
+    wanted = {k.removesuffix("_f64") for k in expected}
+    assert wanted <= set(found)
+    for name in wanted:
+        reference = expected[name + suffix]
+        assert (found[name] - reference).abs().max() <= limit * reference.abs().max(), name
+
+
+@over_cases("rc")
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_reverse_complement_inputs(case: Path, dtype: str) -> None:
+    description = read_json(case / "case.json")
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "expected.safetensors")
+    tolerance = description["tolerance"]["float32"]
+    for name, folder in description["models"].items():
+        if not (case / folder).is_dir():
+            continue
+        network = backbone(case / folder, dtype)
+        complement = torch.tensor(network.config.complement_map)
+        for key in [k for k in inputs if k.startswith(name) and k.endswith(".input_ids")]:
+            group = key.removesuffix(".input_ids")
+            if group.endswith("rc"):
+                continue
+            rc_ids = inputs[f"{group}.rc_input_ids"]
+            assert torch.equal(complement[inputs[key]].flip(1), rc_ids)
+            found = {"rc_last_hidden_state": network(rc_ids), "rc_logits": network.logits(rc_ids)}
+            for kind, value in found.items():
+                wanted = expected[f"{group}.{kind}"].to(value.dtype)
+                torch.testing.assert_close(value, wanted, **tolerance)
+            if network.config.rcps:
+                limit = {"float32": 1e-4, "float64": 1e-11}[dtype]
+                mirrored = network(inputs[key]).flip(1, 2)
+                assert (found["rc_last_hidden_state"] - mirrored).abs().max() < limit
+                mirrored = network.logits(inputs[key])[..., complement].flip(1)
+                assert (found["rc_logits"] - mirrored).abs().max() < limit
+
+
+@over_cases("dna_embedding")
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_strand_embeddings(case: Path, dtype: str) -> None:
+    network = backbone(case, dtype)
+    stacked = network.strand_embeddings(load_file(case / "inputs.safetensors")["input_ids"])
+    found = {
+        "stacked": stacked,
+        "collapsed": stacked.mean(dim=-1),
+        "mean_pooled": stacked.mean(dim=1),
+    }
+    assert_close(case, dtype, found, load_file(case / "expected.safetensors"))
+
+
+@over_cases("dna_embedding")
+@torch.no_grad()
+def test_adapter_lays_the_other_strand_over_the_first(case: Path) -> None:
+    encoder = load_encoder("caduceus", case, dtype="float64")
+    ids = load_file(case / "inputs.safetensors")["input_ids"]
+    if ids.ndim == 3:
+        ids = ids[..., 0]
+    expected = load_file(case / "expected.safetensors")["stacked_f64"]
+    hidden = encoder.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(hidden[..., 0], expected[..., 0], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(hidden[..., 1], expected[..., 1].flip(1), atol=1e-9, rtol=1e-9)
+
+
+@over_cases("vep")
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_variant_effect_embeddings(case: Path, dtype: str) -> None:
+    """Upstream's window means; with PS it reads the other strand's at the mirrored position."""
+    encoder = load_encoder("caduceus", case, dtype=dtype)
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "expected.safetensors")
+    alleles = []
+    for allele in ("ref", "alt"):
+        ids = inputs[f"{allele}_input_ids"]
+        if encoder.backbone.config.rcps:
+            alleles.append(encoder.backbone.strand_embeddings(ids))
+        else:
+            alleles.append(encoder.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
+    found = {}
+    for size in read_json(case / "case.json")["windows"]:
+        offsets = torch.arange((-size) // 2, size // 2 + 1)
+        at = (expected["variant_idx"][:, None] + offsets).clamp(0, ids.shape[1] - 1)
+        rows = torch.arange(len(at))[:, None]
+        means = torch.cat([states[rows, at].mean(dim=1) for states in alleles], dim=1)
+        found[f"w{size}.concat_avg_ws"] = means[..., 0]
+        found[f"w{size}.rc_concat_avg_ws"] = means[..., 1]
+    assert_close(case, dtype, found, expected)
+
+
+@over_cases("published_layout")
+def test_published_layout(case: Path) -> None:
+    for variant, layers in (("ps_131k", 16), ("ph_1k", 4)):
+        config = CaduceusConfig.from_mapping(read_json(case / f"config_{variant}.json"))
+        assert config.n_layer == layers
+        stored = read_json(case / f"keys_{variant}.json")
+        wanted = CaduceusForMaskedLM(config).state_dict()
+        for name, (kind, shape) in stored.items():
+            tensor = wanted.pop(name)
+            assert list(tensor.shape) == shape
+            assert {"F32": torch.float32, "I64": torch.int64}[kind] == tensor.dtype
+        assert set(wanted) <= set(find_ties(config)), "not stored and not tied"
+    published = CaduceusConfig.from_mapping(read_json(case / "config_ps_131k.json"))
+    resaved = CaduceusConfig.from_mapping(read_json(case / "config_ps_131k_resaved.json"))
+    assert resaved == published == CaduceusConfig.from_mapping(PUBLISHED_CONFIG)
+
+
+@over_cases("forward", "mlm")
+def test_tied_tensors_are_found(case: Path) -> None:
+    tied = dict(read_json(case / "case.json")["tied"])
+    config = CaduceusConfig.from_mapping(read_json(case / "config.json"))
+    ours = {a: b for a, b in find_ties(config).items() if "complement_map" not in a}
+    assert ours == tied
+    weights = read_weights(case)
+    model = CaduceusForMaskedLM(config)
+    assert {name for name, _ in model.named_parameters()} == {
+        name for name in weights.tensors if name not in tied and "complement_map" not in name
+    }
+
+
+@over_cases("tokenizer")
+def test_tokenizer(case: Path) -> None:
+    data = read_json(case / "tokenizer_cases.json")
+    tokenizer = CaduceusTokenizer()
+    assert dict(VOCABULARY) == data["facts"]["vocab"]
+    for item in data["single"]:
+        text, plain = item["text"], item["without_special_tokens"]["input_ids"]
+        assert tokenizer.tokenize(text) == item["tokens"]
+        assert tokenizer.encode(text) == item["default"]["input_ids"]
+        assert tokenizer.encode(text, add_special_tokens=False) == plain
+        assert tokenizer.decode(plain) == item["decoded_without_special"]
+        assert tokenizer.decode(tokenizer.encode(text)) == item["decoded_default"]
+        if "[" not in text and "ß" not in text:
+            assert encode_bases(text).tolist() == plain
+    pair = data["pair"]
+    pairs = [pair] if isinstance(pair, dict) else pair
+    for item in pairs:
+        assert tokenizer.encode(item["text"], item["text_pair"]) == item["result"]["input_ids"]
+    for item in data["batches"]:
+        arguments = {k: v for k, v in item["arguments"].items() if not k.startswith("return_")}
+        side = CaduceusTokenizer(item.get("padding_side", "left"))
+        found = side.encode_batch(item["texts"], **arguments)
+        for key in set(item["result"]) & set(found):
+            assert found[key] == item["result"][key], (item["arguments"], key)
+    complement = CaduceusConfig.from_mapping({"d_model": 4, "n_layer": 1}).complement_map
+    wanted = data["facts"]["complement_map_of_model_with_padded_vocab"]
+    assert {str(i): c for i, c in enumerate(complement)} == wanted
+    for item in data["reverse_complement"]:
+        ids = tokenizer.encode(item["text"], add_special_tokens=False)
+        assert ids == item["ids"]
+        assert [complement[i] for i in reversed(ids)] == item["token_level_rc"]
+        assert encode_bases(item["rc_string"]).tolist() == item["ids_of_rc_string"]

@@ -1,0 +1,182 @@
+"""The chunked scan against the definition: values, gradients, extremes, memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.selective_scan import backend_for, chunked, list_backends, selective_scan
+
+NAMES = ("u", "delta", "A", "B", "C", "D")
+
+
+def make_inputs(batch=2, length=33, channels=5, states=4, *, largest_dt=24.0, seed=0):
+    """Draw float64 inputs; time steps from tiny to `largest_dt`, log-uniform."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    spread = torch.rand(batch, length, channels, generator=generator, dtype=torch.float64)
+    delta = 1e-4 * (largest_dt / 1e-4) ** spread
+    decay = -torch.exp(normal(channels, states))
+    u = normal(batch, length, channels)
+    return [
+        u,
+        delta,
+        decay,
+        normal(batch, length, states),
+        normal(batch, length, states),
+        normal(channels),
+    ]
+
+
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.fixture
+def small_parts(monkeypatch) -> None:
+    """Shrink the working set, so that rows, channels and blocks are all cut."""
+    monkeypatch.setattr(chunked, "_STEP_NUMBERS", {"cpu": 64})
+    monkeypatch.setattr(chunked, "BLOCK_TILES", 3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 33, 257, 1025, 2048])
+@pytest.mark.parametrize("largest_dt", [0.1, 24.0])
+def test_equals_the_definition(length: int, largest_dt: float) -> None:
+    inputs = make_inputs(length=length, largest_dt=largest_dt, seed=length)
+    wanted = selective_scan(*inputs, backend="reference")
+    assert relative_error(selective_scan(*inputs, backend="torch"), wanted) < 1e-12
+    single = [tensor.float() for tensor in inputs]
+    assert relative_error(selective_scan(*single, backend="torch"), wanted) < 2e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 300),
+    channels=st.integers(1, 70),
+    states=st.integers(1, 17),
+    seed=st.integers(0, 999),
+)
+def test_any_shape(batch: int, length: int, channels: int, states: int, seed: int) -> None:
+    inputs = make_inputs(batch, length, channels, states, seed=seed)
+    wanted = selective_scan(*inputs, backend="reference")
+    assert relative_error(selective_scan(*inputs, backend="torch"), wanted) < 1e-12
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 33, 40, 3), (3, 257, 5, 4), (1, 2049, 33, 2)])
+def test_gradients(shape: tuple[int, ...]) -> None:
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(*shape, seed=1)]
+    weights = torch.randn(shape[:3], generator=torch.Generator().manual_seed(2)).double()
+    found, wanted = (
+        torch.autograd.grad((selective_scan(*inputs, backend=name) * weights).sum(), inputs)
+        for name in ("torch", "reference")
+    )
+    for name, a, b in zip(NAMES, found, wanted, strict=True):
+        assert relative_error(a, b) < 1e-10, name
+
+
+def test_gradients_in_float32() -> None:
+    inputs = make_inputs(2, 257, 5, 4, seed=3)
+    exact = [tensor.clone().requires_grad_() for tensor in inputs]
+    single = [tensor.float().requires_grad_() for tensor in inputs]
+    wanted = torch.autograd.grad(selective_scan(*exact, backend="reference").sum(), exact)
+    found = torch.autograd.grad(selective_scan(*single, backend="torch").sum(), single)
+    for name, a, b in zip(NAMES, found, wanted, strict=True):
+        assert relative_error(a, b) < 1e-5, name
+
+
+def test_only_wanted_gradients_are_given() -> None:
+    u, *rest = make_inputs()
+    u.requires_grad_()
+    selective_scan(u, *rest).sum().backward()
+    assert u.grad is not None
+    assert all(tensor.grad is None for tensor in rest)
+
+
+def test_remembers_across_blocks() -> None:
+    """A state with hardly any decay carries one input over thousands of positions."""
+    length = 5000
+    u = torch.zeros(1, length, 1)
+    u[0, 0] = 1
+    ones = torch.ones(1, length, 1)
+    y = selective_scan(u, 1e-6 * ones, -torch.ones(1, 1), ones, ones)
+    assert y[0, -1, 0] == pytest.approx(1e-6, rel=6e-3)
+
+
+def test_extreme_steps_stay_finite() -> None:
+    inputs = make_inputs(1, 300, 3, 4)
+    inputs[1] = torch.full_like(inputs[1], 24.0)
+    inputs[2] = torch.full_like(inputs[2], -16.0)
+    single = [tensor.float().requires_grad_() for tensor in inputs]
+    y = selective_scan(*single)
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in single)
+
+
+def test_causal() -> None:
+    inputs = make_inputs(1, 200, 3, 4)
+    before = selective_scan(*inputs)
+    inputs[0][:, 120:] += 1
+    after = selective_scan(*inputs)
+    assert torch.equal(before[:, :120], after[:, :120])
+    assert not torch.equal(before[:, 120:], after[:, 120:])
+
+
+def test_rows_do_not_depend_on_their_neighbours() -> None:
+    inputs = make_inputs(5, 130, 40, 16)
+    together = selective_scan(*inputs)
+    for row in range(5):
+        alone = [t[row : row + 1] if t.ndim == 3 else t for t in inputs]
+        torch.testing.assert_close(selective_scan(*alone)[0], together[row], atol=0, rtol=1e-12)
+
+
+def test_repeats_bit_for_bit_and_in_inference_mode() -> None:
+    inputs = [tensor.float() for tensor in make_inputs()]
+    with torch.inference_mode():
+        inside = selective_scan(*inputs)
+    outside = selective_scan(*[tensor.requires_grad_() for tensor in inputs])
+    assert torch.equal(inside, outside)
+    assert torch.equal(outside, selective_scan(*inputs))
+
+
+def test_half_precision_keeps_its_states_wide() -> None:
+    exact = make_inputs(1, 2000, 3, 4, largest_dt=0.01)
+    rounded = [tensor.bfloat16() for tensor in exact]
+    y = selective_scan(*rounded)
+    assert y.dtype == torch.bfloat16
+    wanted = selective_scan(*[tensor.double() for tensor in rounded], backend="reference")
+    assert relative_error(y, wanted) < 2**-8
+
+
+def test_strided_inputs() -> None:
+    inputs = make_inputs()
+    strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
+    assert torch.equal(selective_scan(*strided), selective_scan(*inputs))
+
+
+def test_wrong_arguments() -> None:
+    inputs = make_inputs()
+    with pytest.raises(ValueError, match="B has shape"):
+        selective_scan(*inputs[:3], inputs[3][:, 1:], *inputs[4:])
+    with pytest.raises(ValueError, match="unknown scan backend"):
+        selective_scan(*inputs, backend="abacus")
+    assert backend_for(torch.device("cpu")) in list_backends()
+
+
+def test_softplus_steps_of_a_mamba_block() -> None:
+    """Time steps as the network makes them, through softplus, differentiate through too."""
+    inputs = make_inputs(1, 65, 3, 2)
+    raw = torch.randn(1, 65, 3, dtype=torch.float64, requires_grad=True)
+    found, wanted = (
+        torch.autograd.grad(
+            selective_scan(inputs[0], F.softplus(raw), *inputs[2:], backend=name).sum(), raw
+        )[0]
+        for name in ("torch", "reference")
+    )
+    assert relative_error(found, wanted) < 1e-12
