@@ -359,7 +359,8 @@ def principal_axes(centred: Array, components: int) -> tuple[Array, Array]:
 
         _, singular, rows = randomized_svd(centred, components, n_iter=7, random_state=0)
     else:
-        _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+        exact = torch.linalg.svd(torch.from_numpy(centred), full_matrices=False)
+        singular, rows = exact.S.numpy(), exact.Vh.numpy()
     vectors = rows[:components].T
     largest = np.abs(vectors).argmax(axis=0)
     signs = np.sign(vectors[largest, np.arange(components)])

@@ -97,6 +97,6 @@ def rank_percentiles(
         others.fill_diagonal_(False)
         beaten = ((direction < match) & others).sum(dim=1)
         tied = ((direction == match) & others).sum(dim=1)
-        sides.append((beaten + 0.5 * tied) / others.sum(dim=1))
+        sides.append((beaten + 0.5 * tied.double()) / others.sum(dim=1))
     percentile = (sides[0] + sides[1]) / 2
     return percentile[percentile.isfinite()]

@@ -78,7 +78,7 @@ class AlignModule(LightningModule):
             },
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda epoch: learning_rate_factor(epoch, options)
         )

@@ -38,8 +38,11 @@ def ridge_cca(x: Array, y: Array, ridge: float) -> tuple[Array, Array, Array]:
         Regularised canonical correlations, from 0 to 1.
     """
     x_root, y_root = _inverse_root(x, ridge), _inverse_root(y, ridge)
-    left, correlations, right = np.linalg.svd(
-        x_root @ (x.T @ y / len(x)) @ y_root, full_matrices=False
+    left, correlations, right = (
+        part.numpy()
+        for part in torch.linalg.svd(
+            torch.from_numpy(x_root @ (x.T @ y / len(x)) @ y_root), full_matrices=False
+        )
     )
     x_weights, y_weights = x_root @ left, y_root @ right.T
     columns = np.arange(len(correlations))
@@ -53,7 +56,8 @@ def _inverse_root(values: Array, ridge: float) -> Array:
     mean_variance = np.trace(covariance) / len(covariance)
     if mean_variance <= 0:
         return np.zeros_like(covariance)
-    variance, axes = np.linalg.eigh(covariance)
+    eigen = torch.linalg.eigh(torch.from_numpy(covariance))
+    variance, axes = eigen.eigenvalues.numpy(), eigen.eigenvectors.numpy()
     root: Array = (axes / np.sqrt(np.maximum(variance, 0) + ridge * mean_variance)) @ axes.T
     return root
 
