@@ -1,0 +1,196 @@
+"""Does the demo's pipeline find what is there, and nothing where nothing is?
+
+Runs ``genebold demo`` over fixed seeds in the three simulated worlds, one process a run, plus
+feature-level null replicates, and writes a dated table to benchmarks/results.
+
+    python benchmarks/worlds.py            # the whole table, within the hour on 2 cores
+    python benchmarks/worlds.py --short    # one seed a world, 100 replicates; nothing is written
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SEEDS = {"signal": range(100, 110), "null": range(200, 220), "confounded": range(300, 310)}
+REPLICATES, REPLICATE_SEED = 1000, 400
+DEMO = [sys.executable, "-m", "multimodal.cli", "demo"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished demo."""
+
+    world: str
+    seed: int
+    metrics: dict[str, Any]
+    seconds: float
+    peak_mib: float
+
+    def p(self, gallery: str) -> float:
+        return self.metrics["permutation"][gallery]["p"]
+
+    def statistic(self, gallery: str) -> float:
+        return self.metrics["permutation"][gallery]["statistic"]
+
+
+def run_demo(world: str, seed: int, extra: list[str]) -> Run:
+    """Run one demo in a folder of its own, and measure it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"genebold-{world}-{seed}-"))
+    log = folder / "log.txt"
+    words = [f"run_dir={folder / 'run'}", f"cohort.world={world}", f"cohort.seed={seed}", *extra]
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    start = time.perf_counter()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*DEMO, *words], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **one_thread}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise RuntimeError(f"{world} {seed} failed:\n{log.read_text()[-3000:]}")
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    shutil.rmtree(folder)
+    peak_kib = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss / 1024
+    return Run(world, seed, metrics, seconds, peak_kib / 1024)
+
+
+def verdicts(runs: list[Run], rejected: float | None) -> list[tuple[str, str, bool]]:
+    """Return each requirement with what was found and whether it holds."""
+    of = {world: [run for run in runs if run.world == world] for world in SEEDS}
+    found = {
+        "signal": sum(run.p("matched") <= 0.01 for run in of["signal"]),
+        "null": sum(run.p("matched") < 0.05 for run in of["null"]),
+        "raw": sum(run.p("raw") <= 0.01 for run in of["confounded"]),
+        "matched": sum(run.p("matched") < 0.05 for run in of["confounded"]),
+    }
+    count = {world: len(members) for world, members in of.items()}
+    controls = [run.metrics["controls"]["reference_genome"]["permutation"] for run in runs]
+    tied = all(
+        control[gallery]["statistic"] == 0.5 and control[gallery]["p"] == 1.0
+        for control in controls
+        for gallery in ("raw", "matched")
+    )
+    rows = [
+        (
+            "signal: matched p <= 0.01 in at least 9 of 10",
+            f"{found['signal']} of {count['signal']}",
+            found["signal"] >= 0.9 * count["signal"],
+        ),
+        (
+            "null: matched p < 0.05 in at most 4 of 20",
+            f"{found['null']} of {count['null']}",
+            found["null"] <= 0.2 * count["null"],
+        ),
+        (
+            "confounded: raw p <= 0.01 in at least 8 of 10",
+            f"{found['raw']} of {count['confounded']}",
+            found["raw"] >= 0.8 * count["confounded"],
+        ),
+        (
+            "confounded: matched p < 0.05 in at most 2 of 10",
+            f"{found['matched']} of {count['confounded']}",
+            found["matched"] <= 0.2 * count["confounded"],
+        ),
+        (
+            "reference genome for everybody: percentile exactly 0.5, p = 1",
+            f"{len(runs)} runs",
+            tied,
+        ),
+    ]
+    if rejected is not None:
+        rows.append(
+            (
+                "null replicates of features, rejected at 0.05: 3.6 to 6.4%",
+                f"{100 * rejected:.1f}%",
+                0.036 <= rejected <= 0.064,
+            )
+        )
+    return rows
+
+
+def report(runs: list[Run], rejected: float | None, replicates: int, seconds: float) -> str:
+    """Return the table as Markdown."""
+    today = datetime.date.today().isoformat()
+    lines = [
+        f"# The demo's pipeline in three worlds, {today}",
+        "",
+        f"`python benchmarks/worlds.py`, {_machine()}; seeds fixed beforehand, two runs side by side,",
+        f"one thread each; {seconds / 60:.0f} minutes in all. Peak memory is a run's own process,",
+        "imports included. Percentile: mean rank percentile over both directions, chance 0.5.",
+        f"Null replicates: {replicates} of features with families and strata, seed {REPLICATE_SEED}.",
+        "",
+        "| requirement | found | holds |",
+        "|---|---|---|",
+        *(f"| {what} | {found} | {'yes' if holds else 'NO'} |" for what, found, holds in verdicts(runs, rejected)),
+        "",
+        "| world | seed | raw percentile | raw p | matched percentile | matched p "
+        "| covariates matched p | matched n | seconds | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(run) for run in runs),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _row(run: Run) -> str:
+    control = run.metrics["controls"]["covariates_only"]["permutation"]["matched"]["p"]
+    matched_n = run.metrics["galleries"]["matched"]["subjects"]
+    return (
+        f"| {run.world} | {run.seed} | {run.statistic('raw'):.3f} | {run.p('raw'):.4f} "
+        f"| {run.statistic('matched'):.3f} | {run.p('matched'):.4f} | {control:.3f} | {matched_n} "
+        f"| {run.seconds:.0f} | {run.peak_mib:.0f} |"
+    )
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def main() -> int:
+    """Run, print and (unless short) write the table; the exit code says whether all holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="one seed a world, nothing written")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("extra", nargs="*", help="further overrides of the demo")
+    arguments = parser.parse_args()
+    seeds = {world: list(of)[:1] if arguments.short else list(of) for world, of in SEEDS.items()}
+    replicates = 100 if arguments.short else REPLICATES
+    tasks = [(world, seed) for world, of in seeds.items() for seed in of]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = [pool.submit(run_demo, world, seed, arguments.extra) for world, seed in tasks]
+        runs = []
+        for future in futures:
+            runs.append(future.result())
+            print(_row(runs[-1]), flush=True)
+    from multimodal.evaluate.replicates import null_replicates
+
+    p_values = null_replicates(replicates, seed=REPLICATE_SEED)
+    rejected = float((p_values < 0.05).mean())
+    text = report(runs, rejected, replicates, time.perf_counter() - start)
+    print(text)
+    if not arguments.short:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"worlds-{datetime.date.today().isoformat()}.md").write_text(text)
+    return 0 if arguments.short or all(holds for _, _, holds in verdicts(runs, rejected)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""``genebold check``: everything wrong with a cohort, in one pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from encoders.errors import InputError, Problem
+from multimodal.bold.options import BoldOptions
+from multimodal.cohort.table import Cohort, CohortPaths, find_table_problems, read_cohort
+from multimodal.features.options import GenomeOptions
+from multimodal.verbs.console import say, table, warn
+from multimodal.verbs.encode import preparation
+from multimodal.verbs.pipeline import Preparation, load_side
+from multimodal.verbs.settings import cohort_paths, options, plain
+
+
+def run(config: DictConfig) -> int:
+    """Look at every file, show all problems, and return 2 when there are any."""
+    paths = cohort_paths(config.cohort)
+    problems, warnings, summary = check(config, paths)
+    for warning in warnings:
+        warn(str(warning))
+    if problems:
+        raise InputError(problems)
+    say(table(summary, ["what", "found"]))
+    say("\nno problems found")
+    return 0
+
+
+def check(
+    config: DictConfig, paths: CohortPaths
+) -> tuple[list[Problem], list[Problem], list[list[Any]]]:
+    """Return problems, warnings and a summary of a cohort; one file's fault hides no other's."""
+    problems: list[Problem] = []
+    how = preparation(config)
+    genome = _collect(problems, lambda: options(GenomeOptions, how.genome, "genome"))
+    bold = _collect(problems, lambda: options(BoldOptions, how.bold, "bold"))
+    genome, bold = genome or GenomeOptions(), bold or BoldOptions()
+    cohort = _cohort(paths, bold, list(config.covariates), problems)
+    brain = _collect(problems, lambda: load_side(how.brain, "brain"))
+    dna = _collect(problems, lambda: load_side(how.dna, "dna"))
+    warnings, summary = _check_genome(paths, cohort, genome, problems)
+    summary += _check_bold(paths, cohort, bold, brain, problems)
+    problems += _check_features(how, dna, brain)
+    rows = [["participants", len(cohort.participants)], *summary] if cohort else summary
+    return list(dict.fromkeys(problems)), warnings, rows
+
+
+def _collect(problems: list[Problem], step: Callable[[], Any]) -> Any:
+    """Run a step; on bad input note its problems and return None."""
+    try:
+        return step()
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _cohort(
+    paths: CohortPaths, bold: BoldOptions, covariates: list[str], problems: list[Problem]
+) -> Cohort | None:
+    """Check the tables; return the cohort as far as it can be read."""
+    from multimodal.bold.bids import find_runs
+
+    with_bold: set[str] | None = None
+    if paths.participants is not None and paths.bold is not None:
+        try:
+            ids = _participant_ids(paths.participants)
+            runs = find_runs(paths.bold, ids, space=bold.space, task=bold.task)
+            with_bold = {run.participant_id for run in runs}
+        except InputError:
+            with_bold = None  # told once, by the check of the runs
+    problems += find_table_problems(paths, with_bold=with_bold, required=covariates)
+    try:
+        return read_cohort(paths)
+    except InputError:
+        return None
+
+
+def _participant_ids(path: Path) -> list[str]:
+    """Return the ids of a participants table that may have any other fault."""
+    import pandas as pd
+
+    try:
+        column = pd.read_csv(path, sep="\t", usecols=["participant_id"], dtype=str)
+    except (ValueError, OSError):
+        return []
+    return list(dict.fromkeys(column["participant_id"].dropna()))
+
+
+def _genotype_ids(path: Path | None) -> list[str]:
+    import pandas as pd
+
+    if path is None:
+        return []
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a"])
+    except (ValueError, OSError):
+        return []
+    column = "genotype_id" if "genotype_id" in frame else "participant_id"
+    return list(dict.fromkeys(frame[column].dropna())) if column in frame else []
+
+
+def _check_genome(
+    paths: CohortPaths, cohort: Cohort | None, genome: GenomeOptions, problems: list[Problem]
+) -> tuple[list[Problem], list[list[Any]]]:
+    from multimodal.genome.checks import survey_genome
+
+    if cohort is not None:
+        samples = [str(name) for name in cohort.participants["genotype_id"].dropna()]
+    else:
+        samples = _genotype_ids(paths.participants)
+    if paths.genotypes is None and paths.regions is None:
+        return [], [["genomes", "none"]]
+    survey = survey_genome(
+        paths.genotypes,
+        paths.reference,
+        paths.regions,
+        samples,
+        unphased=genome.unphased,  # type: ignore[arg-type]  # checked by GenomeOptions
+        flank_bp=genome.flank_bp,
+        filters=genome.filters,
+    )
+    problems += survey.problems
+    missing = int(survey.missing.sum())
+    return survey.warnings, [
+        ["genomes", len(survey.samples)],
+        ["variant sites in the regions", survey.sites],
+        ["missing calls, taken as reference", missing],
+    ]
+
+
+def _check_bold(
+    paths: CohortPaths,
+    cohort: Cohort | None,
+    bold: BoldOptions,
+    brain: Any,
+    problems: list[Problem],
+) -> list[list[Any]]:
+    from multimodal.bold.bids import find_runs
+    from multimodal.bold.parcels import load_atlas
+    from multimodal.bold.segments import find_bold_problems
+
+    if paths.bold is None:
+        return [["BOLD runs", "none"]]
+    if cohort is not None:
+        ids = cohort.participant_ids
+    else:
+        ids = _participant_ids(paths.participants) if paths.participants else []
+    runs = _collect(
+        problems, lambda: find_runs(paths.bold, ids, space=bold.space, task=bold.task)  # type: ignore[arg-type]
+    )
+    if paths.atlas is None:
+        problems.append(Problem("cohort-path", "cohort.atlas", "no file", "a label image"))
+        return []
+    atlas = _collect(problems, lambda: load_atlas(paths.atlas, paths.atlas_table))  # type: ignore[arg-type]
+    if runs is None or atlas is None or brain is None:
+        return []
+    problems += find_bold_problems(runs, atlas, brain.spec.input, bold)
+    return [
+        ["participants with a BOLD run", len({run.participant_id for run in runs})],
+        ["BOLD runs", len(runs)],
+        ["parcels", len(atlas.ids)],
+    ]
+
+
+def _check_features(how: Preparation, dna: Any, brain: Any) -> list[Problem]:
+    """Compare the encoders with those that made the features already there."""
+    from multimodal.features.fingerprint import difference
+    from multimodal.features.store import brain_store, dna_store
+
+    problems = []
+    for encoder, store_of in ((dna, dna_store), (brain, brain_store)):
+        if encoder is None or isinstance(encoder, str):
+            continue
+        file = store_of(how.features_dir, encoder.spec.name) / "fingerprint.json"
+        if file.is_file():
+            stored = json.loads(file.read_text()).get("encoder", {})
+            wanted = json.dumps(encoder.spec.as_dict())
+            problem = difference(file, json.dumps(stored), wanted)
+            problems += [problem] if problem else []
+    return problems

@@ -1,0 +1,52 @@
+"""``genebold encode``: frozen encoders over a cohort, into the feature store."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from encoders.errors import InputError, Problem
+from multimodal.cohort.table import Cohort, read_cohort
+from multimodal.verbs.console import Stages, say
+from multimodal.verbs.pipeline import Preparation, load_side
+from multimodal.verbs.settings import cohort_paths, plain
+
+SIDES = ("dna", "brain")
+
+
+def run(config: DictConfig) -> int:
+    """Encode the sides asked for; what is there already is not encoded again."""
+    sides = list(config.sides)
+    unknown = [side for side in sides if side not in SIDES]
+    if unknown or not sides:
+        raise InputError(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
+    cohort = read_cohort(cohort_paths(config.cohort))
+    stores = encode(cohort, preparation(config), Stages(), sides)
+    for side, store in stores.items():
+        say(f"{side} features are in {store}")
+    return 0
+
+
+def preparation(config: DictConfig) -> Preparation:
+    """Return how a configuration wants both sides encoded."""
+    sections = {name: plain(config[name]) for name in ("dna", "brain", "genome", "bold")}
+    return Preparation(**sections, features_dir=Path(config.features.dir))
+
+
+def encode(
+    cohort: Cohort, how: Preparation, stages: Stages, sides: list[str] | tuple[str, ...] = SIDES
+) -> dict[str, Path]:
+    """Encode the given sides of a cohort and return their stores."""
+    stores: dict[str, Path] = {}
+    if "dna" in sides:
+        encoder = load_side(how.dna, "dna")
+        with stages.stage("encode dna", _name(encoder)):
+            stores["dna"] = how.encode_dna(cohort, encoder)  # type: ignore[arg-type]
+    if "brain" in sides:
+        encoder = load_side(how.brain, "brain")
+        with stages.stage("encode brain", _name(encoder)):
+            stores["brain"] = how.encode_brain(cohort, encoder)  # type: ignore[arg-type]
+    return stores
+
+
+def _name(encoder: object) -> str:
+    return encoder if isinstance(encoder, str) else encoder.spec.name  # type: ignore[attr-defined]

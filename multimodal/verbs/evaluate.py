@@ -1,0 +1,284 @@
+"""``genebold evaluate``: retrieval against its null, with controls; or what a cohort could detect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from encoders.errors import InputError, Problem
+from multimodal.align.options import AlignOptions
+from multimodal.cohort.covariates import covariate_matrix
+from multimodal.cohort.kinship import components
+from multimodal.cohort.splits import make_folds, read_split
+from multimodal.cohort.strata import strata_labels
+from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
+from multimodal.evaluate.crossfit import cross_fit
+from multimodal.evaluate.summary import Evaluated, Latents, evaluate_latents
+from multimodal.features.tables import GeneFeatures
+from multimodal.verbs.align import evaluate_options, say_retrieval, strata_of
+from multimodal.verbs.console import Stages, say
+from multimodal.verbs.pipeline import Joint, join
+from multimodal.verbs.record import read_record, update_metrics
+from multimodal.verbs.settings import cohort_paths, options, plain
+
+if TYPE_CHECKING:
+    from multimodal.align.aligner import Aligner
+
+METHODS = ("auto", "crossfit", "heldout")
+_INNER_VALIDATION = 0.125
+
+
+def run(config: DictConfig) -> int:
+    """Evaluate the alignment in ``output_dir``, or print the plan of a cohort."""
+    if config.plan:
+        plan_cohort(config)
+        return 0
+    output_dir = Path(config.output_dir)
+    record = read_record(output_dir)
+    paths = (
+        CohortPaths(**{k: None if v is None else Path(v) for k, v in record["cohort"].items()})
+        if config.cohort.dir is None
+        else cohort_paths(config.cohort)
+    )
+    evaluate(output_dir, record, read_cohort(paths), plain(config.evaluation), Stages())
+    return 0
+
+
+def evaluate(
+    output_dir: Path,
+    record: dict[str, Any],
+    cohort: Cohort,
+    evaluation: dict[str, Any],
+    stages: Stages,
+) -> dict[str, Any]:
+    """Evaluate a recorded alignment and merge the result into its ``metrics.json``.
+
+    Small cohorts are cross-fitted: towers are trained afresh for each fold with the recorded
+    options, so everybody is tested once by towers that saw neither them nor their relatives.
+    Large ones are tested on the split's test subjects with the towers of the bundle.
+    """
+    threshold = float(record["split"]["kinship_threshold"])
+    stores = {side: Path(path) for side, path in record["stores"].items()}
+    joint = join(cohort, stores["dna"], stores["brain"], threshold)
+    split = read_split(output_dir / "split.tsv", joint.cohort, joint.components)
+    split_values = split.to_numpy().astype(str)
+    method = choose_method(evaluation, int((split_values == "test").sum()))
+    task = _Task(joint, AlignOptions.from_dict(record["align"]), record, evaluation)
+    controls: dict[str, Latents] = {}
+    if method == "crossfit":
+        folds = task.folds()
+        train_rows = np.arange(len(folds))
+        with stages.stage("evaluate", f"{evaluation['folds']}-fold cross-fitting"):
+            main = task.cross_fit("genome", folds)
+        if evaluation["covariates_only"]:
+            with stages.stage("control", "covariates in place of the genome"):
+                controls["covariates_only"] = task.cross_fit("covariates", folds)
+        controls["reference_genome"] = task.cross_fit_reference
+    else:
+        folds = np.where(split_values == "test", 0, -1)
+        train_rows = np.flatnonzero(split_values == "train")
+        with stages.stage("evaluate", "the split's test subjects"):
+            main = task.heldout("genome", split_values, output_dir)
+        if evaluation["covariates_only"]:
+            with stages.stage("control", "covariates in place of the genome"):
+                controls["covariates_only"] = task.heldout("covariates", split_values, output_dir)
+        controls["reference_genome"] = task.heldout("reference", split_values, output_dir)
+    who = Evaluated(
+        joint.cohort.participant_ids,
+        folds,
+        joint.components,
+        strata_of(joint, list(evaluation["strata"]), train_rows),
+        method=method,  # type: ignore[arg-type]
+    )
+    found = evaluate_latents(*main, who, controls=controls, options=evaluate_options(evaluation))
+    metrics = update_metrics(output_dir, {**found, "stages": stages.seconds})
+    say_retrieval(metrics)
+    return metrics
+
+
+def choose_method(evaluation: dict[str, Any], test_subjects: int) -> str:
+    """Return ``crossfit`` or ``heldout``.
+
+    Raises
+    ------
+    InputError
+        An unknown method, or a held-out evaluation without test subjects.
+    """
+    method = str(evaluation["method"])
+    if method not in METHODS:
+        raise InputError(
+            Problem("bad-value", "evaluation.method", f"'{method}'", f"one of {', '.join(METHODS)}")
+        )
+    if method == "auto":
+        return "crossfit" if test_subjects < int(evaluation["crossfit_below"]) else "heldout"
+    if method == "heldout" and test_subjects < 2:
+        raise InputError(
+            Problem(
+                "no-test-subjects",
+                "evaluation.method",
+                f"heldout, with {test_subjects} test subjects in the split",
+                "at least two",
+                "set evaluation.method=crossfit, or align with another split",
+            )
+        )
+    return method
+
+
+class _Task:
+    """One alignment, to be trained again and again on parts of the cohort."""
+
+    def __init__(
+        self,
+        joint: Joint,
+        choices: AlignOptions,
+        record: dict[str, Any],
+        evaluation: dict[str, Any],
+    ) -> None:
+        self.joint, self.choices = joint, choices
+        self.covariate_names = list(record["covariates"])
+        self.evaluation = evaluation
+        n = len(joint.cohort.participants)
+        self._reference: tuple[np.ndarray, np.ndarray] | None = None
+        self._everybody = np.arange(n)
+
+    def folds(self) -> np.ndarray:
+        """Return the fold of each subject: whole families, strata balanced."""
+        strata = strata_of(self.joint, list(self.evaluation["strata"]), self._everybody)
+        return make_folds(
+            self.joint.components,
+            strata,
+            int(self.evaluation["folds"]),
+            int(self.evaluation["seed"]),
+            participant_ids=self.joint.cohort.participant_ids,
+        )
+
+    @property
+    def cross_fit_reference(self) -> Latents:
+        """Latents with the reference genome in everybody's place, from the genome's own towers."""
+        assert self._reference is not None
+        return self._reference
+
+    def cross_fit(self, side: str, folds: np.ndarray) -> Latents:
+        """Return out-of-fold latents of both sides, as rows of the cohort."""
+        from tqdm import tqdm
+
+        reference: list[tuple[np.ndarray, np.ndarray]] = []
+        bar = tqdm(total=int(folds.max()) + 1, unit="fold", leave=False)
+
+        def fit_and_embed(train: np.ndarray, test: np.ndarray, fold: int) -> Latents:
+            split = np.full(len(folds), "test", dtype="<U10")
+            split[train] = "train"
+            split[self._validation(train, fold)] = "validation"
+            gene, brain, aligner, covariates = self._fit(side, split)
+            if side == "genome":
+                reference.append((test, self._embed_reference(aligner, test, covariates)))
+            bar.update()
+            return gene[test], brain[test]
+
+        latents = cross_fit(fit_and_embed, folds, components=self.joint.components)
+        bar.close()
+        if side == "genome":
+            gene = np.full_like(latents.gene, np.nan)
+            for rows, values in reference:
+                gene[rows] = values
+            self._reference = (gene, latents.brain)
+        return latents.gene, latents.brain
+
+    def heldout(self, side: str, split: np.ndarray, output_dir: Path) -> Latents:
+        """Return latents of everybody by towers that were trained on the training subjects."""
+        from multimodal.latent.bundle import read_bundle
+
+        if side == "covariates":
+            gene, brain, _, _ = self._fit(side, split)
+            return gene, brain
+        aligner = read_bundle(output_dir / "bundle").load_aligner()
+        covariates = self._covariates(split) if self.choices.residualise else None
+        brain = aligner.embed_brains(self.joint.brain, covariates)
+        if side == "reference":
+            return self._embed_reference(aligner, self._everybody, covariates), brain
+        return aligner.embed_genes(self.joint.gene, covariates), brain
+
+    def _fit(
+        self, side: str, split: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Aligner, np.ndarray | None]:
+        from multimodal.align.controls import covariate_features, covariate_options
+        from multimodal.align.fit import fit
+
+        choices, gene = self.choices, self.joint.gene
+        covariates = self._covariates(split) if side == "covariates" or choices.residualise else None
+        if side == "covariates":
+            assert covariates is not None
+            gene = covariate_features(self.joint.cohort.participant_ids, covariates)
+            choices, covariates = covariate_options(choices), None
+        fitted = fit(
+            gene, self.joint.brain, split, self.joint.components, covariates, choices, progress=False
+        )
+        aligner = fitted.aligner
+        return (
+            aligner.embed_genes(gene, covariates),
+            aligner.embed_brains(self.joint.brain, covariates),
+            aligner,
+            covariates,
+        )
+
+    def _covariates(self, split: np.ndarray) -> np.ndarray:
+        people = self.joint.cohort.participants
+        return covariate_matrix(people, self.covariate_names, np.flatnonzero(split == "train"))[0]
+
+    def _embed_reference(
+        self, aligner: Aligner, rows: np.ndarray, covariates: np.ndarray | None
+    ) -> np.ndarray:
+        """Embed subjects as if all had the reference sequence: no difference anywhere.
+
+        Covariates are everybody's first, so that nothing tells subjects apart.
+        """
+        gene = self.joint.gene
+        nothing = GeneFeatures(
+            [gene.participant_ids[int(row)] for row in rows],
+            gene.windows,
+            np.zeros((1, *gene.distinct.shape[1:]), dtype=np.float32),
+            np.zeros((len(rows), *gene.index.shape[1:]), dtype=np.int64),
+        )
+        same = None if covariates is None else np.repeat(covariates[rows[:1]], len(rows), axis=0)
+        return aligner.embed_genes(nothing, same)
+
+    def _validation(self, train: np.ndarray, fold: int) -> np.ndarray:
+        """Return the training rows set aside to choose the epoch: whole families."""
+        ids = [self.joint.cohort.participant_ids[int(row)] for row in train]
+        strata = strata_of(self.joint, list(self.evaluation["strata"]), self._everybody)[train]
+        parts = make_folds(
+            self.joint.components[train],
+            strata,
+            round(1 / _INNER_VALIDATION),
+            int(self.evaluation["seed"]) + 1 + fold,
+            participant_ids=ids,
+        )
+        return train[parts == 0]
+
+
+def plan_cohort(config: DictConfig) -> None:
+    """Print which effect the cohort would detect, and how many subjects an effect needs."""
+    from multimodal.evaluate.power import PowerOptions, format_plan, plan
+
+    paths = (
+        CohortPaths.from_dir(Path(config.run_dir) / "cohort")
+        if config.cohort.dir is None
+        else cohort_paths(config.cohort)
+    )
+    cohort = read_cohort(paths)
+    evaluation = plain(config.evaluation)
+    everybody = np.arange(len(cohort.participants))
+    strata = strata_labels(cohort.participants, list(evaluation["strata"]), everybody)
+    kin = components(cohort)
+    folds = make_folds(
+        kin,
+        strata,
+        int(evaluation["folds"]),
+        int(evaluation["seed"]),
+        participant_ids=cohort.participant_ids,
+    )
+    who = Evaluated(cohort.participant_ids, folds, kin, strata)
+    say(format_plan(plan(who, options=options(PowerOptions, plain(config.power), "power"))))

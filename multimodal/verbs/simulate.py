@@ -1,0 +1,33 @@
+"""``genebold simulate``: a simulated cohort in real file formats."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from multimodal.simulate.options import SimulationOptions
+from multimodal.verbs.console import Stages
+from multimodal.verbs.settings import options, plain
+
+
+def run(config: DictConfig) -> int:
+    """Write the cohort that ``cohort`` describes into ``cohort.dir``."""
+    with Stages().stage("simulate", f"{config.cohort.world} world, seed {config.cohort.seed}"):
+        simulate(config.cohort)
+    return 0
+
+
+def simulate(section: DictConfig) -> Path:
+    """Write a simulated cohort and return its folder."""
+    from multimodal.simulate.cohort import simulate_cohort
+
+    values = plain(section)
+    folder = Path(values.pop("dir"))
+    real = {name: values.pop(name) for name in ("genotypes", "reference", "regions")}
+    values["regions"] = values.pop("region_count")
+    simulate_cohort(
+        folder,
+        options(SimulationOptions, values, "cohort"),
+        **{name: Path(path) if path else None for name, path in real.items()},
+        progress=True,
+    )
+    return folder
