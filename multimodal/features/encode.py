@@ -236,12 +236,12 @@ def encode_brains(
 
 
 def _write_calls(store: StoreWriter, calls: pd.DataFrame) -> None:
-    columns = {name: pa.array(calls[name]) for name in calls if name != "subject"}
-    inputs = text_digest(
-        [*calls["subject"], array_digest(calls.drop(columns="subject").to_numpy())]
-    )
+    columns: dict[str, pa.Array] = {"subject": texts(calls["subject"].tolist())}
+    counts = calls.drop(columns="subject")
+    for name in counts:
+        columns[str(name)] = pa.array(counts[name])
+    inputs = text_digest([*calls["subject"], array_digest(counts.to_numpy())])
     if not store.has("calls/000000.parquet", inputs):
-        columns["subject"] = texts(calls["subject"].tolist())
         store.write("calls/000000.parquet", columns, inputs)
 
 
