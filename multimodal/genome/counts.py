@@ -64,6 +64,8 @@ def _edits(start_bp: int, ref: str, alts: tuple[str, ...]) -> Mapping[int, Edit]
 
 def unphased_rows(record: Record) -> np.ndarray:
     """Tell which subjects [n] have two different haplotypes at a record, and no phase."""
+    if bool((record.phased | record.haploid).all()):
+        return np.zeros(len(record.phased), dtype=bool)
     changes = np.zeros(len(record.alts) + 2, dtype=np.int16)
     for allele in edits_of(record):
         changes[allele] = allele
