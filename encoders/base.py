@@ -45,8 +45,8 @@ class ParcelInput:
     needs_xyz : bool
         Whether ``forward`` is also given parcel coordinates ``[batch, parcels, 3]`` in mm.
     normalisation : str
-        Name of the normalisation (see `multimodal.bold.segments`): "none", "zscore_parcel",
-        "zscore_run", "subtract_mean_divide", "robust_parcel".
+        Name of the normalisation: "none", "zscore_parcel", "zscore_run", "subtract_mean_divide",
+        "robust_parcel", or another of `multimodal.bold.normalise`.
     statistics : mapping of str to float
         Its constants, e.g. ``{"divide_by": 41.44047}``.
     """

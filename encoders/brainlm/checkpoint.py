@@ -37,11 +37,11 @@ def read_checkpoint(
     weights : path or hub id, optional
         None for fresh weights.
     config : mapping, optional
-        Upstream's arguments; they go before those in the file.
+        Upstream's arguments; they go before those in the file, or the published model's.
     revision : str, optional
         Revision of a hub id.
     published : BrainLMConfig
-        The published model's, taken when neither weights nor configuration are given.
+        The published model's, for fresh weights.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def read_checkpoint(
     """
     kind = type(published)
     if weights is None:
-        return None, published if config is None else kind.from_dict(config)
+        return None, kind.from_dict(_fresh_arguments(published, config or {}))
     stored = read_weights(weights, revision=revision)
     if stored.config is None and config is None:
         raise InputError(
@@ -66,11 +66,19 @@ def read_checkpoint(
     return stored, kind.from_dict({**(stored.config or {}), **(config or {})}, where)
 
 
+def _fresh_arguments(published: BrainLMConfig, config: Mapping[str, Any]) -> dict[str, Any]:
+    values = {**published.as_dict(), **config}
+    if isinstance(published, NystromformerConfig):
+        # Its decoder must be as wide as the encoder: one width given stands for both.
+        for name in ("hidden_size", "num_attention_heads"):
+            values[f"decoder_{name}"] = config.get(f"decoder_{name}", values[name])
+    return values
+
+
 def build(network: Callable[[Config], Network], config: Config) -> Network:
-    """Build a network with uninitialised float32 numbers, without touching torch's generator."""
-    with torch.device("meta"):
-        module = network(config)
-    return module.to_empty(device="cpu")
+    """Build a network to be filled, leaving torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return network(config)
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def load_nystromformer(
     Parameters
     ----------
     weights, revision, device, dtype, seed
-        As `encoders.load_encoder`; without weights and config, the shape of old_13M.
+        As `encoders.load_encoder`; without weights, the shape of old_13M but for `config`.
     config : mapping, optional
         Arguments of upstream's ``BrainLMConfig``, and ``pooling``: ``"cls"`` or ``"mean"``.
 
@@ -226,7 +226,7 @@ def load_vitmae(
     Parameters
     ----------
     weights, revision, device, dtype, seed
-        As `encoders.load_encoder`; without weights and config, the shape of the 111M model.
+        As `encoders.load_encoder`; without weights, the shape of the 111M model but for `config`.
     config : mapping, optional
         Arguments of upstream's ``ViTMAEConfig``, and three of ours: ``pooling`` (``"cls"`` or
         ``"mean"``), ``parcels`` and ``frames`` (424 and 200; None for any even number).

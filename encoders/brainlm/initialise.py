@@ -9,18 +9,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from encoders.brainlm.nystromformer import TimeCode, make_time_code
-
 # Parcel coordinates reach about 70 mm; this brings them near one.
 TYPICAL_COORDINATE_MM = 50.0
+# Pixels are robust-scaled values over 5.6 (see encoders.brainlm.encoder): about this large.
+TYPICAL_PIXEL = 0.15
 TOKEN_STD = 0.02
 
 
 def initialise(network: nn.Module, seed: int) -> None:
-    """Fill all parameters and buffers of a backbone or autoencoder from `seed`.
+    """Give a newly built backbone or autoencoder its random parameters, from `seed`.
 
-    Weights are normal with a standard deviation of one over the root of their inputs, cut at two
-    deviations; biases are zero, layer norms one, position codes sine and cosine.
+    Weights are normal with a standard deviation of one over the root of the number of inputs and
+    over their typical size, cut at two deviations; biases are zero, position codes of the image
+    sine and cosine.
 
     Parameters
     ----------
@@ -31,19 +32,19 @@ def initialise(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in network.named_modules():
-            if isinstance(module, nn.LayerNorm):
-                module.weight.fill_(1)
-                module.bias.zero_()
-            elif isinstance(module, TimeCode):
-                module.pe.copy_(make_time_code(module.pe.shape[1]))
-            elif isinstance(module, nn.Linear | nn.Conv2d):
-                scale = TYPICAL_COORDINATE_MM if "xyz" in name else 1.0
-                _fill(module, scale, generator)
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                _fill(module, _typical_input(name), generator)
         for name, parameter in network.named_parameters():
             if name.endswith(("cls_token", "mask_token")):
                 parameter.normal_(std=TOKEN_STD, generator=generator)
             elif name.endswith(("position_embeddings", "decoder_pos_embed")):
                 parameter.copy_(make_grid_code(parameter.shape[1] - 1, parameter.shape[2]))
+
+
+def _typical_input(name: str) -> float:
+    if "xyz" in name:
+        return TYPICAL_COORDINATE_MM
+    return TYPICAL_PIXEL if "patch_embeddings" in name else 1.0
 
 
 def make_grid_code(tokens: int, hidden_size: int) -> Tensor:

@@ -5,8 +5,7 @@ checkpoints load without a map. Attention: Xiong et al., "Nystromformer", AAAI 2
 arXiv:2102.03902; every published BrainLM uses its exact path (as many landmarks as segments).
 """
 
-import math
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -42,11 +41,10 @@ class TimeCode(nn.Module):
 
 def make_time_code(hidden_size: int) -> Float[Tensor, "patch dim"]:
     """Return the sine/cosine code of every time patch (Vaswani et al. 2017)."""
-    pair = torch.arange(0, hidden_size, 2)
-    angle = torch.arange(MAX_TIME_PATCHES)[:, None] * torch.exp(
-        pair * (-math.log(10000.0) / hidden_size)
-    )
-    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+    frequency = 10000.0 ** -(np.arange(0, hidden_size, 2) / hidden_size)
+    angle = np.arange(MAX_TIME_PATCHES)[:, None] * frequency
+    code = np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(MAX_TIME_PATCHES, hidden_size)
+    return torch.from_numpy(code.astype(np.float32))
 
 
 class SelfAttention(nn.Module):
@@ -185,7 +183,7 @@ class Embeddings(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.patch = config.timepoint_patching_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
         self.signal_embedding_projection = nn.Linear(self.patch, size)
         self.xyz_embedding_projection = nn.Linear(3, size)
         self.pos_embedding = TimeCode(size)

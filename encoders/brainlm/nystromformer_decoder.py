@@ -44,7 +44,7 @@ class NystromformerDecoder(nn.Module):
         size, patch = config.decoder_hidden_size, config.timepoint_patching_size
         self.use_tanh = config.use_tanh_decoder
         self.decoder_embed = nn.Linear(config.hidden_size, size)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
         self.decoder_xyz_projection = nn.Linear(3, config.hidden_size)
         self.pos_embedding = TimeCode(config.hidden_size)
         self.decoder_layers = nn.ModuleList(

@@ -173,9 +173,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
         self.patch_embeddings = PatchEmbeddings(config)
-        positions = torch.empty(1, 1 + config.grid**2, size)
+        positions = torch.zeros(1, 1 + config.grid**2, size)
         self.position_embeddings = nn.Parameter(positions, requires_grad=False)
 
     def forward(

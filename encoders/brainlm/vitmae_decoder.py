@@ -55,8 +55,8 @@ class ViTMAEDecoder(nn.Module):
         super().__init__()
         size = config.decoder_hidden_size
         self.decoder_embed = nn.Linear(config.hidden_size, size)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, size))
-        positions = torch.empty(1, 1 + config.grid**2, size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
+        positions = torch.zeros(1, 1 + config.grid**2, size)
         self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
         self.decoder_layers = nn.ModuleList(
             ViTLayer(
