@@ -50,7 +50,7 @@ class SideOptions:
     explained_variance: float = 1.0
     whitening_shrinkage: float = 0.5
     head: Literal["mlp", "linear"] = "mlp"
-    dropout: float = 0.1
+    dropout: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class AlignOptions:
     residualise: bool = False
     start: Literal["cca", "random"] = "cca"
     cca_ridge: float = 0.1
-    epochs: int = 100
+    epochs: int = 60
     patience: int | None = 20
     batch_size: int | None = None
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     weight_decay: float = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: int = 5
