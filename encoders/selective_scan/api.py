@@ -78,7 +78,7 @@ def selective_scan(
     u_wide, dt = u.to(wide), delta.to(wide)
     y = _BACKENDS[name](dt * u_wide, dt, A.to(wide), B.to(wide), C.to(wide))
     if D is not None:
-        y = y + u_wide * D.to(wide)
+        y = torch.addcmul(y, u_wide, D.to(wide))
     return y.to(u.dtype)
 
 

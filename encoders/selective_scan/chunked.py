@@ -84,7 +84,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         y = torch.empty_like(x)
         keep = any(ctx.needs_input_grad)
-        blocks = -(-x.shape[1] // _block_length(x.shape[1]))
+        blocks = max(1, -(-x.shape[1] // _block_length(x.shape[1])))
         starts = x.new_zeros((blocks if keep else 1), x.shape[0], A.shape[1], x.shape[2])
         state = starts[0]
         for part in _parts(x, A.shape[1]):
@@ -131,20 +131,21 @@ def _run(block: _Block, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.mul(block.dt.unsqueeze(-2), block.A2, out=decay).exp2_()
     states = _SCRATCH.take("states", shape, block.x)
     torch.mul(block.x.unsqueeze(-2), block.B.unsqueeze(-1), out=states)
-    tile_starts, end = _tile_starts(block, states, decay, start)
+    steps = list(zip(states.unbind(), decay.unbind(), strict=True))
+    tile_starts, end = _tile_starts(block, steps, start)
     state = tile_starts
-    for inputs, factor in zip(states.unbind(), decay.unbind(), strict=True):
+    for inputs, factor in steps:
         state = torch.addcmul(inputs, factor, state, out=inputs)
     return states, decay, tile_starts, end
 
 
 def _tile_starts(
-    block: _Block, inputs: Tensor, decay: Tensor, start: Tensor
+    block: _Block, steps: list[tuple[Tensor, Tensor]], start: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Carry the state from tile to tile; give the state before each tile, and after the last."""
-    ends = torch.zeros_like(inputs[0])
-    for step, factor in zip(inputs.unbind(), decay.unbind(), strict=True):
-        torch.addcmul(step, factor, ends, out=ends)
+    ends = steps[0][0].clone()
+    for inputs, factor in steps[1:]:
+        torch.addcmul(inputs, factor, ends, out=ends)
     whole = (block.dt.sum(dim=0).unsqueeze(-2) * block.A2).exp2_()
     tile_starts = torch.empty_like(ends)
     tile_starts[:, 0] = start
@@ -209,7 +210,7 @@ def _parts(x: Tensor, states: int, *, backwards: bool = False) -> Iterator[_Part
     """Walk rows and channels in chunks, and each chunk's blocks in order (or last to first)."""
     batch, length, channels = x.shape
     block = _block_length(length)
-    tiles = min(BLOCK_TILES, -(-length // _tile_length(length)))
+    tiles = max(1, min(BLOCK_TILES, -(-length // _tile_length(length))))
     budget = max(1, _STEP_NUMBERS.get(x.device.type, 2**21) // (tiles * states))
     width = min(channels, max(32, budget))
     height = max(1, budget // width)

@@ -154,6 +154,14 @@ def test_half_precision_keeps_its_states_wide() -> None:
     assert relative_error(y, wanted) < 2**-8
 
 
+def test_no_positions() -> None:
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(length=0)]
+    y = selective_scan(*inputs)
+    y.sum().backward()
+    assert y.shape == (2, 0, 5)
+    assert not inputs[2].grad.any()
+
+
 def test_strided_inputs() -> None:
     inputs = make_inputs()
     strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
