@@ -62,7 +62,8 @@ def find_runs(
     Parameters
     ----------
     derivatives_or_table : str or Path
-        A folder with ``sub-*/[ses-*/]func/*_desc-preproc_bold.nii.gz``, or a tab-separated table
+        A folder with ``sub-*/[ses-*/]func/*_desc-preproc_bold.nii.gz`` (``sub-*`` may lie one
+        folder deeper, as in ``derivatives/fmriprep``), or a tab-separated table
         with the columns ``participant_id`` and ``bold``, and any of ``session``, ``run``,
         ``mask``, ``confounds``, ``tr_s``. Relative paths start at the table's folder.
     participant_ids : iterable of str
@@ -85,7 +86,7 @@ def find_runs(
     source = Path(derivatives_or_table)
     ids = list(dict.fromkeys(participant_ids))
     if source.is_dir():
-        return _find_in_folder(source, ids, space, task)
+        return _find_in_folder(_pipeline_folder(source), ids, space, task)
     if source.is_file():
         return _find_in_table(source, ids)
     wanted = "a BIDS derivatives folder, or a table of paths"
@@ -103,6 +104,18 @@ def parse_entities(name: str) -> dict[str, str]:
     stem = name.split(".", 1)[0]
     pairs = (part.partition("-") for part in stem.split("_"))
     return {key: value for key, dash, value in pairs if dash}
+
+
+def _pipeline_folder(root: Path) -> Path:
+    """Return the folder with ``sub-*`` folders: this one, or the only one directly below."""
+    if any(root.glob("sub-*")):
+        return root
+    below = sorted({path.parent for path in root.glob("*/sub-*") if path.is_dir()})
+    if len(below) > 1:
+        found = f"several pipelines' outputs: {', '.join(path.name for path in below)}"
+        fix = f"set cohort.bold={below[0]}"
+        raise InputError(Problem("bold-ambiguous", str(root), found, "one of them", fix))
+    return below[0] if below else root
 
 
 def _find_in_folder(

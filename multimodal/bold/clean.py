@@ -58,6 +58,7 @@ def clean_series(
             series,
             detrend=options.detrend,
             standardize=None,
+            extrapolate=False,
             sample_mask=None if confounds.keep.all() else keep.copy(),  # nilearn shifts it in place
             confounds=regressors if regressors.shape[1] else None,
             **filters,

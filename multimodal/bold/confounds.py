@@ -71,7 +71,8 @@ def read_confounds(path: Path | None, frames: int, options: BoldOptions, where: 
         if options.needs_confounds or path is not None:
             found = "no confounds file" if path is None else f"no such file: {path}"
             wanted = "a confounds table as fMRIPrep writes it (*_desc-confounds_timeseries.tsv)"
-            fix = "or set bold.motion, bold.wm_csf=none and bold.fd_threshold_mm=null"
+            fix = "give it, or set bold.motion=none, bold.wm_csf=none and "
+            fix += "bold.fd_threshold_mm=null"
             raise InputError(Problem("confounds-missing", where, found, wanted, fix))
         table = pd.DataFrame(index=range(frames))
     else:

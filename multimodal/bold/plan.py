@@ -110,7 +110,8 @@ def find_spec_problems(atlas: Atlas, spec: ParcelSpec) -> list[Problem]:
     if spec.parcels is not None and len(atlas.ids) != spec.parcels:
         found = f"the atlas has {len(atlas.ids)} labels"
         wanted = f"the encoder wants {spec.parcels}" + (f" ({spec.atlas})" if spec.atlas else "")
-        fix = f"set bold.atlas to an image of the {spec.atlas or spec.parcels} labels"
+        image = f"an {spec.atlas} image" if spec.atlas else f"an image of {spec.parcels} labels"
+        fix = f"set cohort.atlas to {image}"
         problems.append(Problem("channel-count", "channel count", found, wanted, fix))
     return problems
 

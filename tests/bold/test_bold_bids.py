@@ -126,6 +126,13 @@ def test_a_missing_mask_is_reported(tmp_path: Path) -> None:
     assert [problem.code for problem in problems] == ["mask-missing"]
 
 
+def test_the_pipelines_folder_may_lie_one_deeper(tmp_path: Path) -> None:
+    write_recording(tmp_path / "fmriprep", f"sub-01_task-rest_{MNI}")
+    assert len(find_runs(tmp_path, ["sub-01"])) == 1
+    write_recording(tmp_path / "xcp_d", f"sub-01_task-rest_{MNI}")
+    assert problem_codes(tmp_path, ["sub-01"]) == ["bold-ambiguous"]
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     assert problem_codes(tmp_path / "absent", ["sub-01"]) == ["bold-missing"]
     assert find_runs(tmp_path, ["sub-01"]) == []
