@@ -77,7 +77,7 @@ def write_dosages(
     participant_ids: Sequence[str],
     store: StoreWriter,
 ) -> None:
-    """Write one shard a region; a region without variants has no column of features."""
+    """Write one shard a region, and the variants' names; no feature where there is no variant."""
     everyone = np.arange(len(participant_ids), dtype=np.int32)
     for number, region in enumerate(regions):
         name = f"regions/{number:06d}.parquet"
@@ -91,3 +91,13 @@ def write_dosages(
         if survey.variants[number]:
             columns["feature"] = vectors(survey.values[number])
         store.write(name, columns, inputs)
+    names = [name for variants in survey.variants for name in variants]
+    inputs = text_digest(names)
+    if not store.has("variants/000000.parquet", inputs):
+        count = [len(variants) for variants in survey.variants]
+        owner = np.repeat(np.arange(len(regions), dtype=np.int32), count)
+        columns = {
+            "region": texts([window.region for window in regions], owner),
+            "variant": pa.array(names, type=pa.string()),
+        }
+        store.write("variants/000000.parquet", columns, inputs)

@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from multimodal.genome.haplotypes import Genotypes
     from multimodal.genome.windows import Window
 
-__all__ = ["GenomeOptions", "encode_brains", "encode_genomes"]
+__all__ = [
+    "DOSAGE",
+    "GenomeOptions",
+    "atlas_fingerprint",
+    "encode_brains",
+    "encode_genomes",
+    "windows_of",
+]
 
 DOSAGE = "dosage"
 
@@ -87,39 +94,21 @@ def encode_genomes(
         Everything wrong with genotypes, reference or regions; features there that something else
         made; another run that is writing them.
     """
-    from multimodal.genome.haplotypes import Genotypes
-    from multimodal.genome.regions import read_regions
-    from multimodal.genome.windows import make_windows
-
     options = options or GenomeOptions()
     _check_positive(batch_size=batch_size, shard_sequences=shard_sequences)
-    paths = _wanted(cohort, ("genotypes", "reference", "regions"))
+    _wanted(cohort, ("genotypes", "reference", "regions"))
     have = cohort.participants["genotype_id"].dropna()
     participant_ids, samples = [str(who) for who in have.index], [str(name) for name in have]
     if not samples:
         raise InputError(_nobody("genotype", str(cohort.paths.participants)))
-    genotypes = Genotypes(
-        paths["genotypes"],
-        paths["reference"],
-        unphased=options.unphased,  # type: ignore[arg-type]  # checked by GenomeOptions
-        filters=options.filters,
-    )
     name = encoder if isinstance(encoder, str) else encoder.spec.name
-    if isinstance(encoder, str) and encoder != DOSAGE:
-        raise InputError(Problem("encoder", "dna.name", encoder, f"an encoder, or {DOSAGE!r}"))
-    longest = None if isinstance(encoder, str) else _longest_bp(encoder)
-    windows = make_windows(
-        read_regions(paths["regions"]),
-        length_bp=None if isinstance(encoder, str) else options.length_bp,
-        flank_bp=options.flank_bp,
-        max_length_bp=longest,
-        lengths=genotypes.reference.lengths,
-    )
+    windows, windows_print = windows_of(cohort, encoder, options)
+    genotypes = _genotypes(cohort, options)
     fingerprint = {
         **_encoder_fingerprint(encoder),
         "preprocessing": _genome_preprocessing(options, isinstance(encoder, str)),
-        "windows": _windows_fingerprint(windows, genotypes),
-        "genotypes": file_identity(paths["genotypes"]),
+        "windows": windows_print,
+        "genotypes": file_identity(genotypes.path),
         "participants": {
             "count": len(samples),
             "sha256": text_digest([*participant_ids, *samples]),
@@ -137,18 +126,13 @@ def encode_genomes(
             store.finish()
         calls = dosages.calls
     else:
-        plan = DnaPlan(genotypes, windows, participant_ids, samples, longest)
+        plan = DnaPlan(genotypes, windows, participant_ids, samples, _longest_bp(encoder))
         survey = plan.survey(progress)
         with store:
             encode_windows(
-                plan,
-                survey,
-                encoder,
-                store,
-                batch_size=batch_size,
-                shard_sequences=shard_sequences,
-                progress=progress,
-            )
+                plan, survey, encoder, store,
+                batch_size=batch_size, shard_sequences=shard_sequences, progress=progress,
+            )  # fmt: skip
             _write_calls(store, survey.calls)
             store.finish()
         calls = survey.calls
@@ -216,7 +200,7 @@ def encode_brains(
     fingerprint = {
         **_encoder_fingerprint(encoder),
         "preprocessing": asdict(options),
-        "atlas": _atlas_fingerprint(atlas),
+        "atlas": atlas_fingerprint(atlas),
         "shard_subjects": shard_subjects,
         "runs": {
             "count": len(runs),
@@ -233,6 +217,68 @@ def encode_brains(
         )
         store.finish()
     return store.folder
+
+
+def windows_of(
+    cohort: Cohort, encoder: DnaEncoder | str, options: GenomeOptions
+) -> tuple[list[Window], dict[str, Any]]:
+    """Return the windows that a cohort's regions make for an encoder, and their fingerprint.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With paths of reference and regions.
+    encoder : DnaEncoder or "dosage"
+        Dosages have one window a region, whatever ``options.length_bp``.
+    options : GenomeOptions
+
+    Returns
+    -------
+    windows : list of Window
+    fingerprint : dict
+        Their number, and a digest over names, places, strands and the reference's sequences.
+
+    Raises
+    ------
+    InputError
+        Everything wrong with reference or regions; a window longer than the encoder takes.
+    """
+    from multimodal.genome.reference import Reference
+    from multimodal.genome.regions import read_regions
+    from multimodal.genome.windows import make_windows
+
+    if isinstance(encoder, str) and encoder != DOSAGE:
+        raise InputError(Problem("encoder", "dna.name", encoder, f"an encoder, or {DOSAGE!r}"))
+    paths = _wanted(cohort, ("reference", "regions"))
+    reference = Reference(paths["reference"])
+    windows = make_windows(
+        read_regions(paths["regions"]),
+        length_bp=None if isinstance(encoder, str) else options.length_bp,
+        flank_bp=options.flank_bp,
+        max_length_bp=None if isinstance(encoder, str) else _longest_bp(encoder),
+        lengths=reference.lengths,
+    )
+    digest = text_digest(
+        part
+        for w in windows
+        for part in (
+            f"{w.name} {w.chrom} {w.start_bp} {w.end_bp} {w.strand}",
+            reference.fetch(w.chrom, w.start_bp, w.end_bp),
+        )
+    )
+    return windows, {"count": len(windows), "sha256": digest}
+
+
+def _genotypes(cohort: Cohort, options: GenomeOptions) -> Genotypes:
+    from multimodal.genome.haplotypes import Genotypes
+
+    paths = _wanted(cohort, ("genotypes", "reference"))
+    return Genotypes(
+        paths["genotypes"],
+        paths["reference"],
+        unphased=options.unphased,  # type: ignore[arg-type]  # checked by GenomeOptions
+        filters=options.filters,
+    )
 
 
 def _write_calls(store: StoreWriter, calls: pd.DataFrame) -> None:
@@ -264,20 +310,8 @@ def _genome_preprocessing(options: GenomeOptions, dosage: bool) -> dict[str, Any
     return values
 
 
-def _windows_fingerprint(windows: Sequence[Window], genotypes: Genotypes) -> dict[str, Any]:
-    reference = genotypes.reference
-    digest = text_digest(
-        part
-        for w in windows
-        for part in (
-            f"{w.name} {w.chrom} {w.start_bp} {w.end_bp} {w.strand}",
-            reference.fetch(w.chrom, w.start_bp, w.end_bp),
-        )
-    )
-    return {"count": len(windows), "sha256": digest}
-
-
-def _atlas_fingerprint(atlas: Atlas) -> dict[str, Any]:
+def atlas_fingerprint(atlas: Atlas) -> dict[str, Any]:
+    """Return what tells an atlas from another: how many parcels, and a digest over all."""
     arrays = array_digest(atlas.labels, atlas.affine, atlas.xyz_mm)
     order = text_digest([*map(str, atlas.ids), *atlas.names])
     return {"parcels": len(atlas.ids), "sha256": text_digest([arrays, order])}

@@ -17,13 +17,14 @@ from multimodal.bold.parcels import load_atlas
 from multimodal.bold.segments import prepare_run
 from multimodal.cohort.table import Cohort
 from multimodal.features.encode import GenomeOptions, encode_brains, encode_genomes
-from multimodal.features.store import (
+from multimodal.features.read import (
     read_brain_features,
-    read_fingerprint,
+    read_dosage_variants,
     read_gene_features,
     read_genotype_calls,
     stored_participants,
 )
+from multimodal.features.store import read_fingerprint
 from multimodal.genome.haplotypes import Genotypes
 from multimodal.genome.regions import read_regions
 from multimodal.genome.sequences import oriented
@@ -165,6 +166,8 @@ def test_dosages_stand_side_by_side(cohort: Cohort, tmp_path: Path) -> None:
     genotypes = Genotypes(cohort.paths.genotypes, cohort.paths.reference)
     regions = read_regions(cohort.paths.regions)
     wanted = np.hstack([genotypes.dosages(region, samples.tolist())[0] for region in regions])
+    names = [name for region in regions for name in genotypes.dosages(region, samples)[1]]
+    assert read_dosage_variants(store) == names
     assert features.windows == ["dosage"]
     assert features.index.shape == (19, 1, 1)
     np.testing.assert_array_equal(features.distinct[features.index[:, 0, 0], 0], wanted)

@@ -15,7 +15,7 @@ from feature_files import BOLD, TinyBrain, TinyDna, tree, write_cohort
 from encoders.errors import InputError
 from multimodal.cohort.table import CohortPaths, read_cohort
 from multimodal.features.encode import GenomeOptions, encode_brains, encode_genomes
-from multimodal.features.store import read_gene_features
+from multimodal.features.read import read_gene_features
 from multimodal.features.writer import StoreWriter
 
 CONTEXT = multiprocessing.get_context("fork")
