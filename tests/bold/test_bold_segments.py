@@ -266,7 +266,8 @@ def test_wrong_number_of_parcels_says_what_to_do(tmp_path: Path) -> None:
     (problem,) = find_bold_problems([bench.run()], bench.atlas, spec, RAW)
     assert problem.code == "channel-count"
     assert str(problem).startswith(
-        "channel count: the atlas has 4 labels; the encoder wants 424 (A424); set cohort.atlas to an A424 image"
+        "channel count: the atlas has 4 labels; the encoder wants 424 (A424); "
+        "set cohort.atlas to an A424 image"
     )
     assert find_bold_problems([], bench.atlas, spec, RAW) == [problem]
 
