@@ -54,7 +54,10 @@ def run_demo(world: str, seed: int, extra: list[str]) -> Run:
     start = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*DEMO, *words], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **one_thread}
+            [*DEMO, *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **one_thread},
         )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -126,14 +129,18 @@ def report(runs: list[Run], rejected: float | None, replicates: int, seconds: fl
     lines = [
         f"# The demo's pipeline in three worlds, {today}",
         "",
-        f"`python benchmarks/worlds.py`, {_machine()}; seeds fixed beforehand, two runs side by side,",
-        f"one thread each; {seconds / 60:.0f} minutes in all. Peak memory is a run's own process,",
-        "imports included. Percentile: mean rank percentile over both directions, chance 0.5.",
-        f"Null replicates: {replicates} of features with families and strata, seed {REPLICATE_SEED}.",
+        f"`python benchmarks/worlds.py`, {_machine()}; seeds fixed beforehand, two runs side",
+        f"by side, one thread each; {seconds / 60:.0f} minutes in all. Peak memory is a run's own",
+        "process, imports included. Percentile: mean rank percentile over both directions, chance",
+        f"0.5. Null replicates: {replicates} of features with families and strata,",
+        f"seed {REPLICATE_SEED}.",
         "",
         "| requirement | found | holds |",
         "|---|---|---|",
-        *(f"| {what} | {found} | {'yes' if holds else 'NO'} |" for what, found, holds in verdicts(runs, rejected)),
+        *(
+            f"| {what} | {found} | {'yes' if holds else 'NO'} |"
+            for what, found, holds in verdicts(runs, rejected)
+        ),
         "",
         "| world | seed | raw percentile | raw p | matched percentile | matched p "
         "| covariates matched p | matched n | seconds | peak MiB |",
@@ -182,8 +189,7 @@ def main() -> int:
             print(_row(runs[-1]), flush=True)
     from multimodal.evaluate.replicates import null_replicates
 
-    p_values = null_replicates(replicates, seed=REPLICATE_SEED)
-    rejected = float((p_values < 0.05).mean())
+    rejected = null_replicates(replicates, seed=REPLICATE_SEED).rejection_rate(0.05)
     text = report(runs, rejected, replicates, time.perf_counter() - start)
     print(text)
     if not arguments.short:

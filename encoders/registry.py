@@ -91,9 +91,7 @@ def load_encoder(
         or not finite (all listed at once).
     """
     if dtype not in DTYPES:
-        raise InputError(
-            Problem("bad-dtype", "dtype", f"'{dtype}'", f"one of {', '.join(DTYPES)}")
-        )
+        raise InputError(Problem("bad-dtype", "dtype", f"'{dtype}'", f"one of {', '.join(DTYPES)}"))
     encoder = _factory(name)(
         weights, config=config, revision=revision, device=device, dtype=dtype, seed=seed
     )

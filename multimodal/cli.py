@@ -42,7 +42,7 @@ Start with: genebold demo
 
 
 def config_dir() -> Path:
-    """Return the folder of the root configs: inside the package when installed, else the checkout's."""
+    """Return the folder of the root configs: in the installed package, else in the checkout."""
     installed = Path(__file__).parent / "_configs"
     return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
@@ -110,7 +110,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         print(_bad_configuration(verb, error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ngenebold {verb}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return exit_code
 

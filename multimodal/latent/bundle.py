@@ -110,9 +110,7 @@ def read_bundle(path: Path | str) -> Bundle:
     missing = [key for key in _REQUIRED if key not in manifest]
     if missing or manifest["format"] != FORMAT:
         found = f"keys missing: {missing}" if missing else f"format {manifest['format']}"
-        raise InputError(
-            Problem("bundle-broken", str(file), found, f"a bundle of format {FORMAT}")
-        )
+        raise InputError(Problem("bundle-broken", str(file), found, f"a bundle of format {FORMAT}"))
     problems = []
     known = [*list_encoders(), "dosage"]
     for side in ("dna", "brain"):
@@ -126,9 +124,7 @@ def read_bundle(path: Path | str) -> Bundle:
             )  # fmt: skip
     towers = path / "towers.safetensors"
     if not towers.is_file():
-        problems.append(
-            Problem("bundle-broken", str(towers), "no such file", "the trained towers")
-        )
+        problems.append(Problem("bundle-broken", str(towers), "no such file", "the trained towers"))
     elif _file_sha256(towers) != manifest["towers_sha256"]:
         problems.append(
             Problem(

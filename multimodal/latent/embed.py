@@ -163,9 +163,7 @@ def embed_brains(
                     "use the label image and table the bundle was trained with",
                 )
             )
-    store = encode_brains(
-        cohort, encoder, BoldOptions(**bold), features_dir, batch_size=batch_size
-    )
+    store = encode_brains(cohort, encoder, BoldOptions(**bold), features_dir, batch_size=batch_size)
     features = read_brain_features(store)
     covariates = _covariates(manifest, cohort, features.participant_ids)
     latents = bundle.load_aligner().embed_brains(features, covariates)
@@ -197,9 +195,7 @@ def _covariates(
     return coding.matrix(cohort.participants.loc[list(participant_ids)])
 
 
-def _dosage_columns(
-    features: GeneFeatures, store: Path, wanted: Sequence[str]
-) -> GeneFeatures:
+def _dosage_columns(features: GeneFeatures, store: Path, wanted: Sequence[str]) -> GeneFeatures:
     """Put dosages into the columns the towers know; a variant not in the file is all reference."""
     from multimodal.features.read import read_dosage_variants
 

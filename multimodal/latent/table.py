@@ -23,7 +23,7 @@ class Latents:
     participant_ids : sequence of str
         n participants.
     split : sequence of str
-        ``train``, ``validation``, ``test``, or ``new`` for subjects that took no part in training.
+        ``train``, ``validation``, ``test``, or ``new`` for subjects not in the training cohort.
     values : ndarray [n, 512] float32
         Rows of unit length.
     """
@@ -35,7 +35,7 @@ class Latents:
 
 
 def write_latents(path: Path, parts: Sequence[Latents]) -> None:
-    """Write latents as Parquet: participant_id, modality, split, latent (fixed-size list of float32).
+    """Write latents as Parquet: participant_id, modality, split, latent (list of float32).
 
     Raises
     ------

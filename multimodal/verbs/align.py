@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
@@ -17,6 +16,8 @@ from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.evaluate.summary import Evaluated, EvaluateOptions, evaluate_latents
+from multimodal.features.encode import DOSAGE
+from multimodal.features.read import read_dosage_variants
 from multimodal.features.store import read_fingerprint
 from multimodal.latent.bundle import write_bundle
 from multimodal.latent.table import Latents, write_latents
@@ -166,7 +167,7 @@ def describe_cohort(joint: Joint, split: np.ndarray) -> dict[str, Any]:
         "families": int((sizes > 1).sum()),
         "in_families": int(sizes[sizes > 1].sum()),
         "split": {name: int((split == name).sum()) for name in ("train", "validation", "test")},
-        "runs": int(len(set(zip(joint.brain.subject.tolist(), joint.brain.run.tolist(), strict=True)))),
+        "runs": len(np.unique(np.stack([joint.brain.subject, joint.brain.run]), axis=1).T),
         "segments": len(joint.brain.subject),
         "mean_fd_mm": float(np.mean(joint.brain.mean_fd_mm)),
         "windows": len(joint.gene.windows),
@@ -218,7 +219,8 @@ def _identity(
     covariates: list[str],
 ) -> str:
     """Digest of what an alignment is: its training options and the features it trains on."""
-    parts = [choices.fingerprint(), *map(repr, (how.genome, how.bold, split, covariates))]
+    settings = (how.genome, how.bold, split, covariates)
+    parts = [choices.fingerprint(), *map(repr, settings)]
     parts += [repr(read_fingerprint(store)) for store in stores.values()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -254,8 +256,8 @@ def _refuse_target_bundle(how: Preparation) -> None:
     for side, section in (("dna", how.dna), ("brain", how.brain)):
         if "_target_" in section:
             say(
-                f"note: {side} comes by _target_; it aligns and evaluates, but `embed` will need it "
-                "installed under an entry point in the group 'genebold.encoders'"
+                f"note: {side} comes by _target_; it aligns and evaluates, but `embed` will "
+                "need it installed under an entry point in the group 'genebold.encoders'"
             )
 
 
@@ -276,6 +278,8 @@ def _manifest(
     for side in ("dna", "brain"):
         section = {k: v for k, v in record[side].items() if k not in ("device", "batch_size")}
         sides[side] = {**section, "spec": prints[side]["encoder"]}
+    if record["dna"].get("name") == DOSAGE:
+        sides["dna"]["variants"] = read_dosage_variants(stores["dna"])
     public = ("participants", "families", "in_families", "split", "runs", "segments", "windows")
     return {
         "versions": record["versions"],

@@ -16,7 +16,7 @@ from multimodal.features.options import GenomeOptions
 from multimodal.verbs.console import say, table, warn
 from multimodal.verbs.encode import preparation
 from multimodal.verbs.pipeline import Preparation, load_side
-from multimodal.verbs.settings import cohort_paths, options, plain
+from multimodal.verbs.settings import cohort_paths, options
 
 
 def run(config: DictConfig) -> int:
@@ -152,7 +152,8 @@ def _check_bold(
     else:
         ids = _participant_ids(paths.participants) if paths.participants else []
     runs = _collect(
-        problems, lambda: find_runs(paths.bold, ids, space=bold.space, task=bold.task)  # type: ignore[arg-type]
+        problems,
+        lambda: find_runs(paths.bold, ids, space=bold.space, task=bold.task),  # type: ignore[arg-type]
     )
     if paths.atlas is None:
         problems.append(Problem("cohort-path", "cohort.atlas", "no file", "a label image"))

@@ -61,12 +61,14 @@ def run(config: DictConfig) -> int:
 def _cohort(config: DictConfig, stages: Stages) -> Path:
     """Simulate the cohort, unless the same one lies there already."""
     folder = Path(config.cohort.dir)
-    wanted = {key: value for key, value in plain(config.cohort).items() if key not in ("dir", "n_jobs")}
+    section = plain(config.cohort)
+    wanted = {key: value for key, value in section.items() if key not in ("dir", "n_jobs")}
     marker = folder / "demo.json"
     if marker.is_file() and json.loads(marker.read_text()) == wanted:
         say(f"{'simulate':<10} the same cohort lies in {folder} already")
         return folder
-    with stages.stage("simulate", f"{config.cohort.subjects} participants, seed {config.cohort.seed}"):
+    what = f"{config.cohort.subjects} participants, seed {config.cohort.seed}"
+    with stages.stage("simulate", what):
         simulate(config.cohort)
     write_json(marker, wanted)
     return folder
@@ -105,8 +107,8 @@ def _say_meaning(metrics: dict[str, Any], world: str, largest: float | None) -> 
     raw = metrics["permutation"]["raw"]
     say("What it means")
     say(
-        "  A percentile of 0.5 is chance, 1 is always first. The matched gallery holds people of the\n"
-        "  same sex, site and ancestry, so these cannot help; the raw one also rewards them."
+        "  A percentile of 0.5 is chance, 1 is always first. The matched gallery holds people\n"
+        "  of the same sex, site and ancestry, so these cannot help; the raw one rewards them too."
     )
     if matched["p"] is None:
         say(f"  Matched: not tested ({matched['reason']}).")
@@ -137,5 +139,3 @@ def _say_places(config: DictConfig, output_dir: Path, page: Path, seconds: float
     ):
         say(f"  {name!s:<34} {what}")
     say(f"\nDone in {seconds:.0f} s.")
-
-

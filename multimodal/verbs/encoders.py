@@ -27,7 +27,8 @@ def run(config: DictConfig) -> int:
 def _list() -> None:
     from encoders import list_encoders
 
-    rows: list[list[Any]] = [["dosage", "dna", "varies", 0, "VCF/BCF dosages", "Apache-2.0", "none"]]
+    dosage = ["dosage", "dna", "varies", 0, "VCF or BCF dosages", "Apache-2.0", "none"]
+    rows: list[list[Any]] = [dosage]
     for name in list_encoders():
         spec = _spec_of(name)
         rows.append(

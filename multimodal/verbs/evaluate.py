@@ -1,4 +1,4 @@
-"""``genebold evaluate``: retrieval against its null, with controls; or what a cohort could detect."""
+"""``genebold evaluate``: retrieval against its null, with controls; or a cohort's power."""
 
 from __future__ import annotations
 
@@ -208,14 +208,14 @@ class _Task:
         from multimodal.align.fit import fit
 
         choices, gene = self.choices, self.joint.gene
-        covariates = self._covariates(split) if side == "covariates" or choices.residualise else None
+        wanted = side == "covariates" or choices.residualise
+        covariates = self._covariates(split) if wanted else None
         if side == "covariates":
             assert covariates is not None
             gene = covariate_features(self.joint.cohort.participant_ids, covariates)
             choices, covariates = covariate_options(choices), None
-        fitted = fit(
-            gene, self.joint.brain, split, self.joint.components, covariates, choices, progress=False
-        )
+        brain, relatives = self.joint.brain, self.joint.components
+        fitted = fit(gene, brain, split, relatives, covariates, choices, progress=False)
         aligner = fitted.aligner
         return (
             aligner.embed_genes(gene, covariates),

@@ -122,9 +122,7 @@ class Joint:
     only_brain: int
 
 
-def join(
-    cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold: float
-) -> Joint:
+def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold: float) -> Joint:
     """Read both stores and keep the participants who are in both.
 
     Raises

@@ -1,4 +1,4 @@
-"""``run.json``: what `align` was told and did, so that `evaluate` and `report` speak of the same."""
+"""``run.json``: what `align` was told and did, so that later verbs speak of the same."""
 
 import json
 import platform

@@ -48,14 +48,14 @@ def options(cls: type[T], values: Mapping[str, Any], key: str) -> T:
         if name not in fields:
             problems.append(
                 Problem(
-                    "unknown-key", f"{key}.{name}", "no such setting", f"one of {', '.join(fields)}"
+                    "unknown-key", f"{key}.{name}", "no such key", f"one of {', '.join(fields)}"
                 )
             )
             continue
         converted, fits = _convert(value, hints[name])
         if not fits:
             wanted = str(hints[name]).replace("typing.", "")
-            problems.append(Problem("bad-value", f"{key}.{name}", repr(value), f"a value of {wanted}"))
+            problems.append(Problem("bad-value", f"{key}.{name}", repr(value), f"a {wanted}"))
         used[name] = converted
     if problems:
         raise InputError(problems)
@@ -64,7 +64,8 @@ def options(cls: type[T], values: Mapping[str, Any], key: str) -> T:
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(Problem("bad-value", key, str(error), "settings that fit together")) from error
+        problem = Problem("bad-value", key, str(error), "settings that fit together")
+        raise InputError(problem) from error
 
 
 def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
@@ -99,8 +100,16 @@ def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
 
 
 def cohort_paths(section: DictConfig) -> CohortPaths:
-    """Return the cohort's files: those named, and the standard names in ``cohort.dir`` otherwise."""
+    """Return the cohort's files: those named, else the standard names in ``cohort.dir``.
+
+    Raises
+    ------
+    InputError
+        No such folder, and no file named either.
+    """
     values = plain(section)
-    standard = CohortPaths.from_dir(Path(values.pop("dir")))
+    folder = Path(values.pop("dir"))
     named = {name: Path(value) for name, value in values.items() if value is not None}
-    return dataclasses.replace(standard, **named)
+    if named and not folder.is_dir():
+        return CohortPaths(**named)
+    return dataclasses.replace(CohortPaths.from_dir(folder), **named)

@@ -28,7 +28,8 @@ class CompareRuns(Callback):
         (sweep_dir / "comparison.tsv").write_text("\n".join(lines) + "\n")
         say()
         say(table(cells, header))
-        say(f"\nmatched: galleries of the same sex, site and ancestry; chance is 0.5. In {sweep_dir}")
+        say("\nmatched: galleries of the same sex, site and ancestry; chance is 0.5")
+        say(f"in {sweep_dir / 'comparison.tsv'}")
 
 
 def _row(job: Path) -> dict[str, Any]:
