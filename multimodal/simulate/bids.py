@@ -72,6 +72,14 @@ def write_tsv(path: Path, table: pd.DataFrame, *, digits: int = 6) -> None:
     )
 
 
+def write_number_tsv(path: Path, table: pd.DataFrame, *, digits: int = 6) -> None:
+    """Write a table of numbers alone as `write_tsv` does, many times faster than pandas."""
+    line = "\t".join([f"%.{digits}g"] * table.shape[1])
+    rows = [line % tuple(row) for row in table.to_numpy(dtype=np.float64).tolist()]
+    body = "\n".join(rows).replace("nan", "n/a")
+    path.write_text("\t".join(table.columns) + "\n" + body + "\n", encoding="utf-8")
+
+
 def write_dataset_description(folder: Path) -> None:
     """Write what BIDS asks of a folder of derivatives."""
     write_json(

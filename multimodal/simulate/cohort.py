@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from encoders.errors import InputError, Problem
@@ -20,6 +21,7 @@ from multimodal.simulate.bids import (
     write_dataset_description,
     write_json,
     write_nifti,
+    write_number_tsv,
     write_tsv,
 )
 from multimodal.simulate.brains import Brains, correlation_from_log, draw_brains
@@ -110,13 +112,16 @@ def simulate_cohort(
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
-        if genotypes is None or reference is None:
-            genetics, files = _write_simulated_genomes(work, options)
-        else:
-            genetics, files = _write_real_genomes(
-                work, options, Path(genotypes), Path(reference), Path(regions) if regions else None
-            )
-        files |= _write_people_and_brains(work, options, genetics, progress=progress)
+        # Matrices are small here: one BLAS thread is faster, and always rounds alike.
+        with threadpool_limits(1):
+            if genotypes is None or reference is None:
+                genetics, files = _write_simulated_genomes(work, options)
+            else:
+                bed = Path(regions) if regions is not None else None
+                genetics, files = _write_real_genomes(
+                    work, options, Path(genotypes), Path(reference), bed
+                )
+            files |= _write_people_and_brains(work, options, genetics, progress=progress)
         sync_folder(work)
         work.chmod(0o755)
         if out.exists():
@@ -338,7 +343,7 @@ def _write_run(
         anatomy.affine,
     )
     confounds = func / f"{stem}_desc-confounds_timeseries.tsv"
-    write_tsv(confounds, scan.confounds)
+    write_number_tsv(confounds, scan.confounds)
     components = sum(name.startswith("a_comp_cor_") for name in scan.confounds.columns)
     write_json(confounds.with_suffix(".json"), confounds_sidecar(components))
     return scan.mean_fd_mm

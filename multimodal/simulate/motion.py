@@ -107,13 +107,13 @@ def confounds_table(
     for c in range(cosines.shape[1]):
         columns[f"cosine{c:02d}"] = cosines[:, c]
     for frame in range(non_steady_frames):
-        columns[f"non_steady_state_outlier{frame:02d}"] = np.eye(frames)[frame]
+        columns[f"non_steady_state_outlier{frame:02d}"] = _indicator(frames, frame)
     for p, name in enumerate(PARAMETERS):
         columns.update(_expand(name, motion.parameters[:, p]))
     outlier = (motion.fd_mm > FD_OUTLIER_MM) | (columns["std_dvars"] > DVARS_OUTLIER)
     outlier[:non_steady_frames] = False
-    for number, at in enumerate(np.flatnonzero(outlier)):
-        columns[f"motion_outlier{number:02d}"] = np.eye(frames)[at]
+    for number, at in enumerate(np.flatnonzero(outlier).tolist()):
+        columns[f"motion_outlier{number:02d}"] = _indicator(frames, at)
     return pd.DataFrame(columns)
 
 
@@ -127,6 +127,12 @@ def confounds_sidecar(components: int) -> dict[str, dict[str, object]]:
         }
         for c in range(components)
     }
+
+
+def _indicator(frames: int, frame: int) -> np.ndarray:
+    column = np.zeros(frames)
+    column[frame] = 1.0
+    return column
 
 
 def _expand(name: str, values: np.ndarray) -> dict[str, np.ndarray]:

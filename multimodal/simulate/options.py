@@ -10,6 +10,7 @@ World = Literal["signal", "null", "confounded"]
 WORLDS: tuple[World, ...] = ("signal", "null", "confounded")
 MIN_VARIANT_SPACING_BP = 40
 REGION_EDGE_BP = 30
+MAX_CORRELATION_SD = 0.35
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class SimulationOptions:
     common_variants_per_region: int = 6
     rare_variants_per_region: int = 3
     haplotypes_per_region: int = 12
-    fst: float = 0.1
+    fst: float = 0.15
     background_markers: int = 200
     missing_rate: float = 0.003
     causal_variants: int = 12
@@ -139,7 +140,7 @@ class SimulationOptions:
     run_sd: float = 0.2
     coherence: float = 0.65
     site_shift_sd: float = 0.3
-    confounded_site_shift_sd: float = 1.5
+    confounded_site_shift_sd: float = 2.5
     voxels: tuple[int, int, int] = (14, 16, 12)
     voxel_mm: float = 12.0
     tr_s: float = 0.735
@@ -215,8 +216,13 @@ _AT_LEAST: dict[str, int] = {
 }
 
 
+# `cohort.regions` is the path of a BED file, so the number has a key of its own.
+_KEYS = {"regions": "region_count"}
+
+
 def _problem(name: str, found: object, wanted: str, fix: str = "") -> Problem:
-    return Problem("simulation-option", f"cohort.{name}", f"{found} given", wanted, fix)
+    key = f"cohort.{_KEYS.get(name, name)}"
+    return Problem("simulation-option", key, f"{found} given", wanted, fix)
 
 
 def _find_problems(o: SimulationOptions) -> Iterator[Problem]:
@@ -233,6 +239,8 @@ def _find_problems(o: SimulationOptions) -> Iterator[Problem]:
             yield _problem(name, getattr(o, name), f"at least {least} wanted")
     if not 0.0 < o.fst < 1.0:
         yield _problem("fst", o.fst, "a number between 0 and 1 wanted")
+    if o.correlation_sd > MAX_CORRELATION_SD:
+        yield _problem("correlation_sd", o.correlation_sd, f"at most {MAX_CORRELATION_SD} wanted")
     yield from _find_share_problems(o)
     yield from _find_size_problems(o)
 

@@ -61,13 +61,21 @@ class RealGenotypes:
 
 @dataclass(frozen=True)
 class _Common:
-    """Common single-base variants of a file: [M] contigs, positions and alleles, [n, M] dosages."""
+    """Common single-base variants of a file: M contigs, positions and alleles.
 
-    chrom: list[str]
+    ``counts`` [n, M] int8 are alternate-allele counts, -1 where missing.
+    """
+
+    chrom: np.ndarray
     pos_bp: np.ndarray
     ref: list[str]
     alt: list[str]
-    dosage: np.ndarray
+    counts: np.ndarray
+
+    def dosage(self, columns: np.ndarray) -> np.ndarray:
+        """Return the counts of some variants as float64, NaN where missing."""
+        counts = self.counts[:, columns].astype(np.float64)
+        return np.where(counts < 0, np.nan, counts)
 
 
 def read_real_genotypes(
@@ -93,7 +101,7 @@ def read_real_genotypes(
     lengths_bp = _reference_lengths(reference)
     samples, picked = _pick_samples(options, genotypes)
     common = _read_common(genotypes, picked)
-    strangers = sorted(set(common.chrom) - set(lengths_bp))
+    strangers = sorted(set(common.chrom.tolist()) - set(lengths_bp))
     if strangers:
         raise InputError(
             Problem(
@@ -106,7 +114,7 @@ def read_real_genotypes(
         )
     chosen = _read_bed(regions) if regions is not None else _choose_regions(options, common)
     variants, dosage = _inside(common, chosen)
-    components = principal_components(common.dosage[:, _thin(common)])
+    components = principal_components(common.dosage(_thin(common)))
     rng = stream(options.seed, "ancestry")
     return RealGenotypes(
         samples=samples,
@@ -212,14 +220,15 @@ def _read_common(genotypes: Path, picked: np.ndarray) -> _Common:
     alt: list[str] = []
     columns: list[np.ndarray] = []
     for record in _records(genotypes):
-        dosage = _dosage(record)[picked]
-        frequency = np.nanmean(dosage) / 2.0 if not np.isnan(dosage).all() else 0.0
+        counts = _counts(record)[picked]
+        called = counts[counts >= 0]
+        frequency = float(called.mean()) / 2.0 if len(called) else 0.0
         if ANCESTRY_FREQUENCY <= frequency <= 1.0 - ANCESTRY_FREQUENCY:
             chrom.append(record.CHROM)
             pos.append(record.POS - 1)
             ref.append(record.REF)
             alt.append(record.ALT[0])
-            columns.append(dosage)
+            columns.append(counts)
     if len(columns) < 10:
         raise InputError(
             Problem(
@@ -229,7 +238,7 @@ def _read_common(genotypes: Path, picked: np.ndarray) -> _Common:
                 "at least 10 wanted, to find ancestry and causal variants",
             )
         )
-    return _Common(chrom, np.array(pos), ref, alt, np.stack(columns, axis=1))
+    return _Common(np.array(chrom), np.array(pos), ref, alt, np.stack(columns, axis=1))
 
 
 def _records(genotypes: Path) -> Iterator[Any]:
@@ -238,15 +247,18 @@ def _records(genotypes: Path) -> Iterator[Any]:
         for record in reader:
             if len(record.ALT) == 1 and len(record.REF) == 1 and record.ALT[0] in "ACGT":
                 yield record
+    # cyvcf2 raises nothing more specific for a damaged record.
+    except Exception as error:
+        raise _unreadable(genotypes, error, "an undamaged VCF or BCF file") from error
     finally:
         reader.close()
 
 
-def _dosage(record: Any) -> np.ndarray:
-    """Alternate-allele counts of all samples, NaN where any allele is missing."""
-    alleles = record.genotype.array()[:, :-1].astype(np.float64)
+def _counts(record: Any) -> np.ndarray:
+    """Alternate-allele counts of all samples, -1 where any allele is missing."""
+    alleles = record.genotype.array()[:, :-1]
     missing = (alleles == -1).any(axis=1)
-    return np.where(missing, np.nan, (alleles == 1).sum(axis=1))
+    return np.where(missing, -1, (alleles == 1).sum(axis=1)).astype(np.int8)
 
 
 def _thin(common: _Common) -> np.ndarray:
@@ -255,7 +267,9 @@ def _thin(common: _Common) -> np.ndarray:
     while True:
         kept: list[int] = []
         last: tuple[str, int] = ("", 0)
-        for v, (chrom, pos) in enumerate(zip(common.chrom, common.pos_bp.tolist(), strict=True)):
+        for v, (chrom, pos) in enumerate(
+            zip(common.chrom.tolist(), common.pos_bp.tolist(), strict=True)
+        ):
             if chrom != last[0] or pos - last[1] >= spacing:
                 kept.append(v)
                 last = (chrom, pos)
@@ -275,19 +289,19 @@ def _read_bed(path: Path) -> list[SimulatedRegion]:
 def _choose_regions(options: SimulationOptions, common: _Common) -> list[SimulatedRegion]:
     """Choose stretches with many common variants that are little linked, apart from each other."""
     length = options.region_length_bp
-    frequency = np.nanmean(common.dosage, axis=0) / 2.0
-    causal = np.flatnonzero((frequency >= CAUSAL_FREQUENCY[0]) & (frequency <= CAUSAL_FREQUENCY[1]))
-    chroms = np.array(common.chrom)
+    called = np.maximum((common.counts >= 0).sum(axis=0), 1)
+    frequency = np.maximum(common.counts, 0).sum(axis=0, dtype=np.int64) / called / 2.0
+    low, high = CAUSAL_FREQUENCY
+    causal = np.flatnonzero((frequency >= low) & (frequency <= high))
     ranked: list[tuple[float, str, int]] = []
-    for first in causal:
-        start = int(common.pos_bp[first]) - length // 50
-        inside = causal[
-            (chroms[causal] == chroms[first])
-            & (common.pos_bp[causal] >= start)
-            & (common.pos_bp[causal] < start + length)
-        ]
-        if len(inside) >= options.common_variants_per_region and start >= 0:
-            ranked.append((-_effective_number(common.dosage[:, inside]), str(chroms[first]), start))
+    for chrom in np.unique(common.chrom).tolist():
+        here = causal[common.chrom[causal] == chrom]
+        positions = common.pos_bp[here]
+        for first in range(len(here)):
+            start = max(0, int(positions[first]) - length // 50)
+            inside = here[first : np.searchsorted(positions, start + length)]
+            if len(inside) >= options.common_variants_per_region:
+                ranked.append((-_effective_number(common.dosage(inside)), chrom, start))
     chosen: list[tuple[str, int]] = []
     for _, chrom, start in sorted(ranked):
         spacing = max(REGION_SPACING_BP, 2 * length)
@@ -320,16 +334,15 @@ def _effective_number(dosage: np.ndarray) -> float:
 
 
 def _inside(common: _Common, regions: list[SimulatedRegion]) -> tuple[list[Variant], np.ndarray]:
-    chroms = np.array(common.chrom)
     variants: list[Variant] = []
     columns: list[int] = []
     for number, region in enumerate(regions):
-        inside = (chroms == region.chrom) & (common.pos_bp >= region.start_bp)
+        inside = (common.chrom == region.chrom) & (common.pos_bp >= region.start_bp)
         for v in np.flatnonzero(inside & (common.pos_bp < region.end_bp)):
             pos = int(common.pos_bp[v])
             variants.append(Variant(region.chrom, pos, common.ref[v], (common.alt[v],), number))
             columns.append(int(v))
-    return variants, common.dosage[:, columns]
+    return variants, common.dosage(np.array(columns, dtype=np.int64))
 
 
 def _digest(path: Path) -> dict[str, str]:

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pysam
+
+SYNC_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,12 @@ def _record(variant: Variant, alleles: np.ndarray, missing: np.ndarray) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Flush every file below `folder` to the disk."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    # A journal commits waiting requests together, so asking for many at once is much faster.
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        list(pool.map(_sync, files))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
