@@ -1,0 +1,100 @@
+"""The outcome of a run in plain words."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LEVEL = 0.05
+Tone = Literal["found", "warned", "none", "open"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the page says first.
+
+    Parameters
+    ----------
+    tone : {"found", "warned", "none", "open"}
+        Decides the colour: an effect, an effect to distrust, no effect, not tested.
+    headline : str
+        One sentence.
+    detail : str
+        What the headline rests on.
+    """
+
+    tone: Tone
+    headline: str
+    detail: str
+
+
+def judge(metrics: dict[str, Any]) -> Verdict:
+    """Turn the permutation tests of ``metrics.json`` into a verdict.
+
+    The matched test decides; the raw test and the covariates-only control say how to read it.
+    """
+    tests = metrics.get("permutation") or {}
+    raw, matched = (tests.get(kind) or {} for kind in ("raw", "matched"))
+    if matched.get("p") is None:
+        return _without_matched(raw, matched)
+    if matched["p"] > LEVEL:
+        return _not_found(raw, matched)
+    control = ((metrics.get("controls") or {}).get("covariates_only") or {}).get(
+        "permutation"
+    ) or {}
+    control_p = (control.get("matched") or {}).get("p")
+    if control_p is not None and control_p <= LEVEL:
+        return Verdict(
+            "warned",
+            "Above chance, but covariates alone do as well: do not read this as a genetic effect.",
+            f"Among matched candidates {_says(matched)}; the control that sees covariates in place "
+            f"of the genome reaches p = {show_p(control_p)}. Matching is too coarse, or a "
+            "covariate that is not matched (age, motion, a finer ancestry) tells people apart.",
+        )
+    return Verdict(
+        "found",
+        "Genomes find their own brains better than chance, among people alike in the matched "
+        "covariates.",
+        f"Among matched candidates {_says(matched)}.",
+    )
+
+
+def show_p(p: float) -> str:
+    """Write a p-value with the digits that matter."""
+    return f"{p:.4f}" if p < 0.01 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _says(test: dict[str, Any]) -> str:
+    return (
+        f"a subject's own brain ranks ahead of {100 * test['statistic']:.1f}% of the others on "
+        f"average (50% by chance; p = {show_p(test['p'])}, {test['n']:,} subjects)"
+    )
+
+
+def _not_found(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
+    if raw.get("p") is not None and raw["p"] <= LEVEL:
+        return Verdict(
+            "warned",
+            "Above chance only until candidates are matched: what looks like alignment here may be "
+            "sex, site or ancestry.",
+            f"Among all candidates {_says(raw)}; among matched candidates {_says(matched)}.",
+        )
+    return Verdict(
+        "none",
+        "No evidence that genomes find their own brains better than chance.",
+        f"Among matched candidates {_says(matched)}. An effect too small for this cohort cannot be "
+        "told from none.",
+    )
+
+
+def _without_matched(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
+    if raw.get("p") is None:
+        return Verdict(
+            "open",
+            "Nothing has been tested yet.",
+            "Run genebold evaluate to test retrieval against its permutation null.",
+        )
+    reason = matched.get("reason") or "there is no matched gallery"
+    return Verdict(
+        "open",
+        "Not decided: candidates could not be matched.",
+        f"Among all candidates {_says(raw)}, but {reason}. Sex, site and ancestry may explain it.",
+    )

@@ -1,0 +1,151 @@
+"""The report: what it says, what it leaves out, what it never shows."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report_runs import SECRET, metrics, write_run
+
+from encoders.errors import InputError
+from multimodal.report.charts import bars, line_chart, null_histogram
+from multimodal.report.page import write_report
+from multimodal.report.verdict import judge, show_p
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Balanced(HTMLParser):
+    """Fails on tags that are closed in the wrong order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.labels: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "svg":
+            self.labels.append(dict(attrs).get("aria-label") or "")
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        """Self-closed SVG elements need no end."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_page_is_whole_well_formed_and_described(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path))
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert len(parser.labels) >= 8
+    assert all(len(label) > 20 for label in parser.labels)
+    for wanted in ("Retrieval against its null", "recall@10", "MRR", "gene → brain", "Limits"):
+        assert wanted in html
+    assert [file.name for file in tmp_path.glob(".tmp*")] == []
+
+
+def test_page_loads_nothing_and_names_nobody(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path))
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:|#)", html)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert SECRET not in html
+    assert "secret" not in html.lower().replace("sub-secret", "")
+    assert "model.safetensors" in html
+    assert "<b>north</b>" not in html
+    assert "&lt;b&gt;north" in html
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "run.json", "history.csv"])
+def test_a_missing_file_is_named_and_the_rest_shown(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path)
+    (tmp_path / name).unlink()
+    html = page_of(tmp_path)
+    assert f"left out of this page: {name}" in html
+    absent = {"metrics.json": "No evaluation yet", "run.json": "were not recorded"}
+    assert absent.get(name, "No training history was recorded") in html
+
+
+def test_an_empty_folder_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="align first"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{half")
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(InputError, match="object"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "history.csv").write_text("epoch,val_loss\n0,2.5\n1,bad\n")
+    with pytest.raises(InputError, match=r"history\.csv line 3: val_loss is 'bad'"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_metrics_before_any_evaluation(tmp_path: Path) -> None:
+    found = metrics()
+    html = page_of(
+        write_run(tmp_path, metrics={"cohort": found["cohort"], "stages": {"align": 1.0}})
+    )
+    assert "Nothing has been tested yet" in html
+
+
+def test_matching_that_is_impossible_is_explained(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path, metrics=metrics(strata=40)))
+    assert "candidates could not be matched" in html
+    assert "Not tested: all" in html
+
+
+def outcome(raw_p: float, matched_p: float, control_p: float | None = None) -> dict:
+    def test(p: float) -> dict:
+        return {"p": p, "statistic": 0.6, "n": 100}
+
+    found: dict = {"permutation": {"raw": test(raw_p), "matched": test(matched_p)}}
+    if control_p is not None:
+        found["controls"] = {"covariates_only": {"permutation": {"matched": test(control_p)}}}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "tone", "words"),
+    [
+        ((0.001, 0.001, 0.6), "found", "better than chance, among people alike"),
+        ((0.001, 0.001), "found", "better than chance, among people alike"),
+        ((0.001, 0.001, 0.01), "warned", "covariates alone do as well"),
+        ((0.001, 0.4, 0.6), "warned", "only until candidates are matched"),
+        ((0.4, 0.4, 0.6), "none", "No evidence"),
+    ],
+)
+def test_verdicts(values: tuple, tone: str, words: str) -> None:
+    verdict = judge(outcome(*values))
+    assert verdict.tone == tone
+    assert words in verdict.headline
+
+
+def test_verdict_of_a_real_evaluation() -> None:
+    assert judge(metrics(signal=0.8)).tone == "found"
+    assert judge(metrics(signal=0.8, control=1.0)).tone == "warned"
+    assert judge({}).tone == "open"
+
+
+def test_p_values_keep_the_digits_that_matter() -> None:
+    assert [show_p(p) for p in (0.0001, 0.0123, 0.0499, 0.34567, 1.0)] == [
+        "0.0001", "0.012", "0.050", "0.35", "1.00",
+    ]  # fmt: skip
+
+
+def test_charts_take_what_is_degenerate() -> None:
+    flat = {"edges": [0.0, 0.5, 1.0], "counts": [0, 99], "statistic": 0.5}
+    assert "observed 0.500" in null_histogram(flat, "control", 1.0)
+    assert line_chart([0.0], {"loss": [float("nan")]}, "loss", x_label="epoch") == ""
+    assert "<circle" in line_chart([0.0], {"loss": [1.0]}, "loss", x_label="epoch")
+    assert "<svg" in line_chart([0.0, 1.0], {"loss": [1.0, 1.0]}, "loss", x_label="epoch")
+    assert "0 s" in bars({"nothing": 0.0}, "Seconds", unit=" s")
