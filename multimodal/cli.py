@@ -41,6 +41,13 @@ Start with: genebold demo
 """
 
 
+# --info takes one too, but may go without.
+_FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
+    "--config-dir", "-cd", "--experimental-rerun",
+)  # fmt: skip
+
+
 def config_dir() -> Path:
     """Return the folder of the root configs: in the installed package, else in the checkout."""
     installed = Path(__file__).parent / "_configs"
@@ -91,6 +98,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         overrides = _positional(overrides, ("action", "name"))
     if {"-m", "--multirun"} & set(overrides) and not _is_set(overrides, "output_dir"):
         overrides = [*overrides, "output_dir=${hydra:runtime.output_dir}"]
+    overrides = [*_flags_first(overrides), f"hydra.job.name={verb}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; we word them
     exit_code = 0
 
@@ -120,6 +128,21 @@ def _positional(words: list[str], keys: tuple[str, ...]) -> list[str]:
     plain = [word for word in words if "=" not in word and not word.startswith("-")]
     rest = [word for word in words if word not in plain]
     return [*(f"{key}={word}" for key, word in zip(keys, plain, strict=False)), *rest]
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """Put Hydra's flags before the overrides: its parser takes overrides in one stretch only."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            flags.append(word)
+            if word in _FLAGS_WITH_VALUE:
+                flags += [value for value in [next(rest, None)] if value is not None]
+        else:
+            overrides.append(word)
+    return [*flags, *overrides]
 
 
 def _is_set(overrides: list[str], key: str) -> bool:

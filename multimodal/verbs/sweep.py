@@ -42,8 +42,13 @@ def _row(job: Path) -> dict[str, Any]:
     for gallery in ("raw", "matched"):
         test = metrics.get("permutation", {}).get(gallery, {})
         row[f"{gallery} percentile"] = test.get("statistic")
-        row[f"{gallery} p"] = test.get("p")
+        row[f"{gallery} p"] = _four_decimals(test.get("p"))
     control = metrics.get("controls", {}).get("covariates_only") or {}
-    row["covariates matched p"] = control.get("permutation", {}).get("matched", {}).get("p")
+    of_control = control.get("permutation", {}).get("matched", {})
+    row["covariates matched p"] = _four_decimals(of_control.get("p"))
     row["seconds"] = round(sum(metrics.get("stages", {}).values()), 1) if metrics else None
     return row
+
+
+def _four_decimals(p: float | None) -> str:
+    return "-" if p is None else f"{p:.4f}"
