@@ -10,7 +10,8 @@ through its model and the score of g through its own. Permuting one fold at a ti
 fixed, counts the two as independent, and its null is too narrow. To first order in each fold's
 cross-covariance the variance of the pooled score grows by ``1 + rho``, where rho, at most one, is
 `fold_coupling`; the null is stretched around its mean by the square root of that. Without the
-correction a nominal 5% test rejects about 8 to 12% of true nulls (``tests/evaluate`` holds both sides).
+correction a nominal 5% test rejects about 8 to 12% of true nulls (``tests/evaluate`` holds both
+sides).
 """
 
 from collections.abc import Iterable, Sequence
