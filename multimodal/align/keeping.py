@@ -95,7 +95,8 @@ class EpochBar(Callback):
         """Open the bar, at the epoch a resumed fit goes on from."""
         from tqdm.auto import tqdm
 
-        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc="align")
+        done = trainer.current_epoch
+        self.bar = tqdm(total=trainer.max_epochs, initial=done, desc="align", disable=None)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Advance."""

@@ -292,9 +292,9 @@ def _write_scans(
 
     # Every run draws from a stream of its own, so neither order nor threads change a byte.
     with ThreadPoolExecutor(options.n_jobs) as pool:
-        steps = tqdm(
-            pool.map(write_one, range(n)), "simulate scans", n, disable=not progress, unit="subject"
-        )
+        hidden = None if progress else True  # None: only where the output is no terminal
+        scans = pool.map(write_one, range(n))
+        steps = tqdm(scans, "simulate scans", n, disable=hidden, unit="subject")
         return np.array(list(steps))
 
 

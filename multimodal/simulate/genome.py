@@ -90,7 +90,7 @@ def _draw_reference(
     regions: list[SimulatedRegion] = []
     contigs: dict[str, np.ndarray] = {}
     step = options.region_length_bp + 2 * options.flank_bp + GAP_BP
-    for number, numbers in enumerate(np.array_split(np.arange(options.regions), len(CONTIGS))):
+    for number, numbers in enumerate(np.array_split(np.arange(options.region_count), len(CONTIGS))):
         length = 2 * TELOMERE_BP + GAP_BP + step * max(len(numbers), 1)
         sequence = _random_bases(rng, length)
         sequence[:TELOMERE_BP] = "N"

@@ -43,7 +43,7 @@ class SimulationOptions:
     off_diagonal : float
         In `confounded`, the fraction of participants at another site than the one their ancestry
         goes with.
-    regions : int
+    region_count : int
         Number of genomic regions, strands alternating.
     region_length_bp : int
         Length of each region.
@@ -120,7 +120,7 @@ class SimulationOptions:
     ancestries: int = 2
     ancestry_shares: tuple[float, ...] | None = None
     off_diagonal: float = 0.175
-    regions: int = 4
+    region_count: int = 4
     region_length_bp: int = 2000
     flank_bp: int = 500
     common_variants_per_region: int = 6
@@ -199,7 +199,7 @@ _AT_LEAST: dict[str, int] = {
     "subjects": 20,
     "sites": 1,
     "ancestries": 1,
-    "regions": 1,
+    "region_count": 1,
     "flank_bp": 0,
     "common_variants_per_region": 3,
     "rare_variants_per_region": 0,
@@ -216,13 +216,8 @@ _AT_LEAST: dict[str, int] = {
 }
 
 
-# `cohort.regions` is the path of a BED file, so the number has a key of its own.
-_KEYS = {"regions": "region_count"}
-
-
 def _problem(name: str, found: object, wanted: str, fix: str = "") -> Problem:
-    key = f"cohort.{_KEYS.get(name, name)}"
-    return Problem("simulation-option", key, f"{found} given", wanted, fix)
+    return Problem("simulation-option", f"cohort.{name}", f"{found} given", wanted, fix)
 
 
 def _find_problems(o: SimulationOptions) -> Iterator[Problem]:

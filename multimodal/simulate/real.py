@@ -307,16 +307,16 @@ def _choose_regions(options: SimulationOptions, common: _Common) -> list[Simulat
         spacing = max(REGION_SPACING_BP, 2 * length)
         if all(chrom != other or abs(start - at) >= spacing for other, at in chosen):
             chosen.append((chrom, start))
-        if len(chosen) == options.regions:
+        if len(chosen) == options.region_count:
             break
-    if len(chosen) < options.regions:
+    if len(chosen) < options.region_count:
         raise InputError(
             Problem(
                 "simulation-regions",
                 "cohort.genotypes",
                 f"{len(chosen)} stretches of {length} bases with at least "
                 f"{options.common_variants_per_region} variants of frequency 0.2 to 0.5",
-                f"{options.regions} wanted",
+                f"{options.region_count} wanted",
                 "ask for fewer or longer regions, or give cohort.regions",
             )
         )

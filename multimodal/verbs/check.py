@@ -181,7 +181,7 @@ def _check_features(how: Preparation, dna: Any, brain: Any) -> list[Problem]:
         file = store_of(how.features_dir, encoder.spec.name) / "fingerprint.json"
         if file.is_file():
             stored = json.loads(file.read_text()).get("encoder", {})
-            wanted = json.dumps(encoder.spec.as_dict())
-            problem = difference(file, json.dumps(stored), wanted)
+            pair = ({"encoder": stored}, {"encoder": encoder.spec.as_dict()})
+            problem = difference(file, *map(json.dumps, pair))
             problems += [problem] if problem else []
     return problems

@@ -163,10 +163,10 @@ class _Task:
 
     def cross_fit(self, side: str, folds: np.ndarray) -> Latents:
         """Return out-of-fold latents of both sides, as rows of the cohort."""
-        from tqdm import tqdm
+        from multimodal.features.progress import progress_bar
 
         reference: list[tuple[np.ndarray, np.ndarray]] = []
-        bar = tqdm(total=int(folds.max()) + 1, unit="fold", leave=False)
+        bar = progress_bar(f"cross-fitting {side}", int(folds.max()) + 1, "fold", True)
 
         def fit_and_embed(train: np.ndarray, test: np.ndarray, fold: int) -> Latents:
             split = np.full(len(folds), "test", dtype="<U10")

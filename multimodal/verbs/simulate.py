@@ -23,7 +23,6 @@ def simulate(section: DictConfig) -> Path:
     values = plain(section)
     folder = Path(values.pop("dir"))
     real = {name: values.pop(name) for name in ("genotypes", "reference", "regions")}
-    values["regions"] = values.pop("region_count")
     simulate_cohort(
         folder,
         options(SimulationOptions, values, "cohort"),

@@ -22,7 +22,7 @@ QUICK = {"frames_one_run": 40, "frames_two_runs": 40, "voxels": (9, 9, 9), "voxe
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Genotypes of a stranger: another cohort's, without relatives."""
-    options = SimulationOptions(seed=8, subjects=50, family_fraction=0.0, regions=6, **QUICK)
+    options = SimulationOptions(seed=8, subjects=50, family_fraction=0.0, region_count=6, **QUICK)
     return simulate_cohort(tmp_path_factory.mktemp("source") / "cohort", options)
 
 
@@ -51,7 +51,9 @@ def test_files_are_taken_over_as_they_are(source, tmp_path):
 
 
 def test_regions_are_chosen_where_common_variants_are(source, tmp_path):
-    planted = plant(source, tmp_path / "planted", bed=None, regions=2, common_variants_per_region=3)
+    planted = plant(
+        source, tmp_path / "planted", bed=None, region_count=2, common_variants_per_region=3
+    )
     regions = pd.read_csv(planted["regions"], sep="\t", header=None)
     assert len(regions) == 2
     assert set(regions[5]) == {"+", "-"}

@@ -152,7 +152,7 @@ def test_sizes_are_those_that_a_small_study_can_work_with(seed):
     frequency = (genome.alleles[:, :, inside] == 1).mean(axis=(0, 1))
     assert 20 <= np.sum((frequency >= 0.2) & (frequency <= 0.5)) <= 28
     assert ((causal.frequency >= 0.2) & (causal.frequency <= 0.5)).all()
-    for region in range(options.regions):
+    for region in range(options.region_count):
         columns = [v for v, variant in enumerate(genome.variants) if variant.region == region]
         haplotypes = genome.alleles[:, :, columns].reshape(2 * len(people), -1)
         assert len(np.unique(haplotypes, axis=0)) <= 40
@@ -237,7 +237,7 @@ def test_real_ancestry_is_kept_and_tied_to_site_when_confounded():
         ({"region_length_bp": 100}, "cohort.region_length_bp"),
         ({"causal_dimensions": 16, "causal_variants": 16}, "cohort.causal_dimensions"),
         ({"world": "confounded", "sites": 3, "site_shares": (0.4, 0.3, 0.3)}, "cohort.sites"),
-        ({"regions": 0}, "cohort.region_count"),
+        ({"region_count": 0}, "cohort.region_count"),
     ],
 )
 def test_impossible_options_are_refused_by_their_key(wrong, key):
