@@ -101,7 +101,9 @@ def permutation_test(
 
 
 def fold_coupling(
-    component_sizes: Int[np.ndarray, " component"], tested: Bool[np.ndarray, " component"]
+    component_sizes: Int[np.ndarray, " component"],
+    tested: Bool[np.ndarray, " component"],
+    gallery_sizes: Sequence[int] = (),
 ) -> float:
     """How much the folds' scores share through one another's models.
 
@@ -115,6 +117,10 @@ def fold_coupling(
         Members of each kinship component in the folds.
     tested : ndarray [c] bool
         Whether one of them is in a gallery.
+    gallery_sizes : sequence of int
+        Members of each gallery. Permuting within a gallery of m looks at m - 1 degrees of freedom:
+        how its mean genome goes with its mean brain is taught to other folds, but not tested.
+        Without it this is left out of account, as for large galleries it may be.
 
     Returns
     -------
@@ -128,7 +134,9 @@ def fold_coupling(
     alike = float(component_sizes[tested].sum()) ** 2 / (
         galleries * float((component_sizes.astype(np.float64) ** 2).sum())
     )
-    return max(unlike, alike)
+    members = sum(gallery_sizes)
+    looked_at = (members - len(gallery_sizes)) / members if members else 1.0
+    return max(unlike, alike) * looked_at
 
 
 def exact_null_sd(credits: Sequence[Int[np.ndarray, "gene brain"]]) -> float:

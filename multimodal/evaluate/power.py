@@ -116,7 +116,7 @@ class GalleryLayout:
             count * (m * gallery_sd(int(m), dims)) ** 2
             for m, count in zip(distinct, counts, strict=True)
         )
-        share = min(1.0, tested / (self.components * growth))
+        share = min(1.0, tested / (self.components * growth)) * (tested - len(sizes)) / tested
         return float(np.sqrt(variance * (1 + self.coupling * share))) / tested
 
 

@@ -45,7 +45,7 @@ class NullCohort:
     subjects: int = 240
     gene_dim: int = 24
     brain_dim: int = 30
-    in_pairs: float = 0.5
+    in_pairs: float = 0.22
     gene_kinship: float = 0.5
     brain_household: float = 0.4
     ancestry_shift: float = 0.5

@@ -285,7 +285,8 @@ def null_inflation(who: Evaluated, galleries: GallerySet) -> float:
     components = np.asarray(who.components)
     labels, sizes = np.unique(components[np.asarray(who.folds) >= 0], return_counts=True)
     members = np.concatenate([gallery.rows for gallery in galleries.galleries])
-    return float(np.sqrt(1.0 + fold_coupling(sizes, np.isin(labels, components[members]))))
+    tested = np.isin(labels, components[members])
+    return float(np.sqrt(1.0 + fold_coupling(sizes, tested, galleries.sizes)))
 
 
 def _no_test(reason: str, options: EvaluateOptions) -> dict[str, Any]:

@@ -120,6 +120,12 @@ def test_coupling_of_folds(sizes: list[int], tested: list[bool], wanted: float) 
     assert fold_coupling(np.array(sizes), np.array(tested)) == pytest.approx(wanted)
 
 
+def test_small_galleries_test_less_than_folds_teach() -> None:
+    sizes, tested = np.ones(12, dtype=int), np.ones(12, dtype=bool)
+    assert fold_coupling(sizes, tested, [6, 6]) == pytest.approx(10 / 12)
+    assert fold_coupling(sizes, tested, [12]) == pytest.approx(11 / 12)
+
+
 def test_coupling_is_the_variance_that_linear_models_share() -> None:
     """Scores that are inner products of fold cross-covariances, each model the others' sum."""
     rng = np.random.default_rng(1)
