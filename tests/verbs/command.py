@@ -1,0 +1,34 @@
+"""Words of a small demo, and a way to run the command as a user would."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SMALL = [
+    "cohort.subjects=40",
+    "cohort.family_fraction=0.1",
+    "cohort.region_count=2",
+    "cohort.region_length_bp=700",
+    "cohort.causal_variants=4",
+    "cohort.causal_dimensions=2",
+    "cohort.frames_one_run=96",
+    "cohort.frames_two_runs=64",
+    "cohort.voxels=[10,10,10]",
+    "align.epochs=4",
+    "evaluation.folds=2",
+    "evaluation.permutations=199",
+    "evaluation.bootstrap_replicates=50",
+    "dna.config={d_model: 16, n_layer: 1}",
+    "embed_subjects=3",
+]
+
+
+def genebold(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would."""
+    return subprocess.run(
+        [sys.executable, "-m", "multimodal.cli", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )

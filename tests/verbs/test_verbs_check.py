@@ -1,0 +1,193 @@
+"""Bad input: found by `check` in one pass, worded so that one can mend it, nothing half-written."""
+
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pysam
+from command import genebold
+
+from encoders.errors import Problem
+from multimodal.cohort.table import CohortPaths
+from multimodal.verbs.check import check
+
+DNA = "dna.config={d_model: 16, n_layer: 1}"
+
+
+def found_in(cohort: Path, *overrides: str) -> list[Problem]:
+    from hydra import compose, initialize_config_dir
+
+    from multimodal.cli import config_dir
+
+    words = [f"cohort.dir={cohort}", f"run_dir={cohort.parent}", DNA, *overrides]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("check", overrides=words)
+    return check(config, CohortPaths.from_dir(cohort))[0]
+
+
+def runs(cohort: Path) -> list[Path]:
+    return sorted((cohort / "derivatives").rglob("*desc-preproc_bold.nii.gz"))
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    image = nib.load(path)
+    values = change(np.asarray(image.dataobj, dtype=np.float32))
+    fresh = nib.Nifti1Image(values, image.affine, image.header)
+    fresh.set_data_dtype(np.float32)
+    nib.save(fresh, path)
+
+
+def edit_table(cohort: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = cohort / "participants.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    change(table).to_csv(path, sep="\t", index=False)
+
+
+def edit_vcf(cohort: Path, change: Callable[[str], str]) -> None:
+    path = cohort / "genotypes.vcf.gz"
+    with gzip.open(path, "rt") as file:
+        text = change(file.read())
+    plain = cohort / "genotypes.vcf"
+    plain.write_text(text)
+    for old in cohort.glob("genotypes.vcf.gz*"):
+        old.unlink()
+    pysam.tabix_compress(str(plain), str(path))
+    pysam.tabix_index(str(path), preset="vcf", force=True)
+    plain.unlink()
+
+
+def one(problems: list[Problem], *needles: str) -> Problem:
+    """Return the one problem that holds all the words."""
+    fitting = [problem for problem in problems if all(word in str(problem) for word in needles)]
+    assert len(fitting) == 1, [str(problem) for problem in problems]
+    return fitting[0]
+
+
+def test_a_good_cohort_has_no_problem(finished_cohort: Path) -> None:
+    assert found_in(finished_cohort) == []
+
+
+def test_everything_wrong_is_found_in_one_pass(cohort: Path) -> None:
+    """Twelve faults at once, one in each of several files; none hides another."""
+    scans = runs(cohort)
+    whole = scans[0].read_bytes()
+    scans[0].write_bytes(whole[: len(whole) // 2])
+    rewrite(scans[1], lambda v: np.where(np.arange(v.shape[3]) == 5, np.nan, v))
+    rewrite(scans[2], lambda v: v[..., :12])
+    confounds = Path(str(scans[2]).split("_space-")[0] + "_desc-confounds_timeseries.tsv")
+    pd.read_csv(confounds, sep="\t").head(12).to_csv(confounds, sep="\t", index=False, na_rep="n/a")
+    shifted = nib.load(scans[3])
+    affine = shifted.affine.copy()
+    affine[:3, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(shifted.dataobj), affine, shifted.header), scans[3])
+    no_tr = nib.load(scans[4])
+    no_tr.header["pixdim"][4] = 0
+    nib.save(nib.Nifti1Image(np.asarray(no_tr.dataobj), no_tr.affine, no_tr.header), scans[4])
+    Path(str(scans[4]).replace(".nii.gz", ".json")).write_text("{}")
+    lonely = scans[-1].parts[-3]
+    shutil.rmtree(scans[-1].parent)
+
+    def spoil(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[table["participant_id"] == lonely, "genotype_id"] = "n/a"
+        table.loc[0, "genotype_id"] = "NOBODY"
+        return pd.concat([table, table.iloc[[3]]])
+
+    edit_table(cohort, spoil)
+    edit_vcf(cohort, _unphase_and_misquote)
+    with (cohort / "regions.bed").open("a") as bed:
+        bed.write("chr1\t10\t99999999\tfar\t0\t+\n")
+
+    problems = found_in(cohort)
+    assert one(problems, scans[0].name, "truncated")
+    assert one(problems, scans[1].name, "NaN")
+    assert one(problems, scans[2].name, "too short")
+    assert one(problems, scans[3].name, "grid")
+    assert one(problems, scans[4].name, "RepetitionTime")
+    assert one(problems, "participants.tsv", lonely)
+    assert one(problems, "NOBODY")
+    assert [problem for problem in problems if problem.code == "participants-duplicate"]
+    assert [problem for problem in problems if "99,999,999" in str(problem)]
+    codes = {problem.code for problem in problems}
+    assert {"ref-mismatch", "unphased"} <= codes, codes
+
+
+def _unphase_and_misquote(text: str) -> str:
+    lines = text.splitlines()
+    body = [number for number, line in enumerate(lines) if not line.startswith("#")]
+    snps = [n for n in body if len(lines[n].split("\t")[3]) == 1 and "0|1" in lines[n]]
+    for number in snps:
+        lines[number] = lines[number].replace("0|1", "0/1", 1)
+    columns = lines[snps[1]].split("\t")
+    columns[3] = next(base for base in "ACGT" if base not in (columns[3], *columns[4].split(",")))
+    lines[snps[1]] = "\t".join(columns)
+    return "\n".join(lines) + "\n"
+
+
+def test_no_index(cohort: Path) -> None:
+    (cohort / "genotypes.vcf.gz.tbi").unlink()
+    assert one(found_in(cohort), "genotypes.vcf.gz", "index")
+
+
+def test_chromosome_naming(cohort: Path) -> None:
+    edit_vcf(cohort, lambda text: text.replace("chr", ""))
+    assert "chr" in str(found_in(cohort)[0])
+
+
+def test_another_encoder_made_the_features(demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("cohort", "features"):
+        shutil.copytree(demo / name, run / name)
+    store = run / "features" / "dna" / "caduceus_ps"
+    before = sorted((p, p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file())
+    done = genebold("encode", f"run_dir={run}", "sides=[dna]", DNA, "dna.seed=7")
+    assert done.returncode == 2
+    assert "the features were made with" in done.stderr
+    assert "set features.dir to another folder" in done.stderr
+    assert sorted((p, p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file()) == before
+    done = genebold("check", f"run_dir={run}", DNA, "dna.seed=7")
+    assert done.returncode == 2
+    assert "the features were made with" in done.stderr
+
+
+def test_encode_of_a_bad_cohort_writes_nothing(cohort: Path) -> None:
+    edit_vcf(cohort, _unphase_and_misquote)
+    features = cohort.parent / "features"
+    done = genebold("encode", f"run_dir={cohort.parent}", "sides=[dna]", DNA)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not features.exists() or not [p for p in features.rglob("*") if p.is_file()]
+
+
+def test_a_real_scan_with_two_frames_is_refused_in_words(cohort: Path) -> None:
+    scan = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
+    image = nib.load(scan)
+    labels = np.zeros(image.shape[:3], dtype=np.int16)
+    labels[20:40, 20:40, 5:10] = 1
+    labels[60:80, 40:60, 5:10] = 2
+    nib.save(nib.Nifti1Image(labels, image.affine), cohort / "atlas.nii.gz")
+    (cohort / "atlas.tsv").unlink()
+    who = pd.read_csv(cohort / "participants.tsv", sep="\t")["participant_id"][0]
+    shutil.rmtree(cohort / "derivatives")
+    table = cohort / "bold.tsv"
+    table.write_text(f"participant_id\tbold\n{who}\t{scan}\n")
+    words = ["motion", "wm_csf"]
+    off = [*(f"bold.{word}=none" for word in words), "bold.fd_threshold_mm=null"]
+    for verb in ("check", "encode"):
+        extra = ["sides=[brain]"] if verb == "encode" else []
+        done = genebold(
+            verb,
+            f"cohort.dir={cohort}",
+            f"run_dir={cohort.parent}",
+            f"cohort.bold={table}",
+            "bold.use_mask=false",
+            *off,
+            *extra,
+        )
+        assert done.returncode == 2
+        assert "run too short" in done.stderr
+        assert "2 frames" in done.stderr
+        assert "2000" not in done.stderr
