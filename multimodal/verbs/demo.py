@@ -19,7 +19,7 @@ from multimodal.verbs.embed import embed
 from multimodal.verbs.evaluate import evaluate
 from multimodal.verbs.record import read_record, update_metrics, write_json
 from multimodal.verbs.settings import plain
-from multimodal.verbs.simulate import simulate
+from multimodal.verbs.simulate import simulate, world_of
 
 _WORLDS = {
     "signal": "common variants drive network connectivity",
@@ -35,7 +35,7 @@ def run(config: DictConfig) -> int:
     start = time.perf_counter()
     stages = Stages()
     output_dir = Path(config.output_dir)
-    world = str(config.cohort.world)
+    world = world_of(config.cohort)
     say(f"The {world} world: {_WORLDS.get(world, 'unknown')}.\n")
     cohort_dir = _cohort(config, stages)
     paths = CohortPaths.from_dir(cohort_dir)

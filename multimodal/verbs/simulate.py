@@ -11,9 +11,14 @@ from multimodal.verbs.settings import options, plain
 
 def run(config: DictConfig) -> int:
     """Write the cohort that ``cohort`` describes into ``cohort.dir``."""
-    with Stages().stage("simulate", f"{config.cohort.world} world, seed {config.cohort.seed}"):
+    with Stages().stage("simulate", f"{world_of(config.cohort)} world, seed {config.cohort.seed}"):
         simulate(config.cohort)
     return 0
+
+
+def world_of(section: DictConfig) -> str:
+    """Return the world's name; ``cohort.world=null`` on a command line means the null world."""
+    return "null" if section.world is None else str(section.world)
 
 
 def simulate(section: DictConfig) -> Path:
@@ -22,6 +27,7 @@ def simulate(section: DictConfig) -> Path:
 
     values = plain(section)
     folder = Path(values.pop("dir"))
+    values["world"] = world_of(section)
     real = {name: values.pop(name) for name in ("genotypes", "reference", "regions")}
     simulate_cohort(
         folder,

@@ -20,6 +20,7 @@ from multimodal.features.options import GenomeOptions
 from multimodal.simulate.options import SimulationOptions
 from multimodal.verbs.console import table
 from multimodal.verbs.settings import options
+from multimodal.verbs.simulate import world_of
 
 
 def composed(verb: str, *overrides: str) -> dict[str, Any]:
@@ -99,6 +100,12 @@ def test_a_value_of_the_wrong_type_names_its_key(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "cohort.subjects: 'many'" in done.stderr
     assert not (tmp_path / "cohort").exists()
+
+
+def test_the_null_world_may_be_written_as_yaml_writes_nothing() -> None:
+    for word in ("null", "'null'"):
+        section = OmegaConf.create(composed("simulate", f"cohort.world={word}")["cohort"])
+        assert world_of(section) == "null"
 
 
 def test_options_list_all_that_is_wrong() -> None:
