@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from encoders.base import DnaEncoder, EncoderSpec, TokenBatch, WindowInput
+from encoders.base import (
+    DnaEncoder,
+    EncoderSpec,
+    TokenBatch,
+    WindowInput,
+    check_pooling_weights,
+    pool_bases,
+)
 from encoders.caduceus.checkpoint import load_network
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.model import CaduceusForMaskedLM
@@ -90,21 +97,37 @@ class CaduceusEncoder(DnaEncoder):
             The mask does not fit the ids, or is not True on the first bases of each row and
             False after.
         """
-        lengths = _window_lengths(input_ids, mask)
-        groups = list(_equal_lengths(lengths))
-        if len(groups) == 1 and groups[0][0] == input_ids.shape[1]:
-            return self._both_strands(input_ids)
-        parts = [(rows, self._both_strands(input_ids[rows, :size])) for size, rows in groups]
-        first = parts[0][1]
-        hidden = first.new_zeros(*input_ids.shape, *first.shape[2:])
-        for rows, states in parts:
-            hidden[rows, : states.shape[1]] = states
+        hidden: Tensor | None = None
+        for rows, size in _runs(_window_lengths(input_ids, mask)):
+            states = self._run(input_ids[rows, :size])
+            if states.shape[:2] == input_ids.shape:
+                return states
+            if hidden is None:
+                hidden = states.new_zeros(*input_ids.shape, *states.shape[2:])
+            hidden[rows, :size] = states
+        assert hidden is not None
         return hidden
 
-    def _both_strands(self, ids: Tensor) -> Tensor:
-        rows = max(1, _TOKENS_AT_ONCE // ids.shape[1])
-        runs = [self._run(part) for part in ids.split(rows)]
-        return runs[0] if len(runs) == 1 else torch.cat(runs)
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        mask: Bool[Tensor, "batch length"],
+        weights: Float[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch dim strand"]:
+        """Weighted mean over real bases; see `DnaEncoder.forward`.
+
+        Each run is pooled before the next, so that no more hidden states are held than one run
+        gives, whatever the batch. Raises as `DnaEncoder.forward` and `hidden`.
+        """
+        lengths = _window_lengths(input_ids, mask)
+        check_pooling_weights(mask, weights)
+        order, pooled = [], []
+        for rows, size in _runs(lengths):
+            part = None if weights is None else weights[rows, :size]
+            states = self._run(input_ids[rows, :size])
+            pooled.append(pool_bases(states, mask[rows, :size], part))
+            order.append(rows)
+        return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def _run(self, ids: Tensor) -> Tensor:
         if self.backbone.config.rcps:
@@ -130,9 +153,12 @@ def _window_lengths(ids: Tensor, mask: Tensor) -> Tensor:
     return lengths
 
 
-def _equal_lengths(lengths: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _runs(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Give the rows that run together, and their length: no padding, a bounded number of tokens."""
     for size in lengths.unique().tolist():
-        yield size, (lengths == size).nonzero()[:, 0]
+        rows = (lengths == size).nonzero()[:, 0]
+        for some in rows.split(max(1, _TOKENS_AT_ONCE // size)):
+            yield some, size
 
 
 def load_caduceus(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from encoders import load_encoder
-from encoders.base import WindowInput
+from encoders.base import DnaEncoder, WindowInput
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.tokenizer import CaduceusTokenizer, encode_bases, tokenize_windows
 from encoders.errors import InputError
@@ -100,6 +100,41 @@ def test_pooling_weights_pick_bases(variant: str) -> None:
     hidden = encoder.hidden(ids, mask)
     wanted = torch.stack([hidden[0, 3], hidden[1, 1]])
     torch.testing.assert_close(encoder(ids, mask, weights), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@torch.no_grad()
+def test_narrow_types_pool_long_windows_in_float32(dtype: str) -> None:
+    """70,000 ones are no float16, and 1,002 ones no bfloat16: the mean must not know."""
+    encoder = load_encoder("caduceus_ps", config=SMALL, dtype=dtype)
+    hidden = torch.ones(1, 70_002, 8, 2, dtype=getattr(torch, dtype))
+    encoder._run = lambda ids: hidden[:, : ids.shape[1]]
+    for length in (1_002, 70_002):
+        features = encoder(*encoder.tokenize(["A" * length]))
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features, torch.ones(1, 8, 2), rtol=1e-6, atol=0)
+
+
+@over_variants
+@torch.no_grad()
+def test_pooling_holds_one_run_at_a_time_and_changes_no_bit(variant: str, monkeypatch) -> None:
+    encoder = encoder_for(variant, "float32")
+    ids, mask = encoder.tokenize(["ACGTTGCANNACGTT", "GGATACAACGTTTCA", "TTTTACGACGATTAC"])
+    weights = torch.rand(3, 15, generator=torch.Generator().manual_seed(0))
+    whole = [DnaEncoder.forward(encoder, ids, mask, w) for w in (None, weights)]
+    monkeypatch.setattr("encoders.caduceus.encoder._TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(encoder, "hidden", None)
+    assert torch.equal(encoder(ids, mask), whole[0])
+    assert torch.equal(encoder(ids, mask, weights), whole[1])
+
+
+def test_weights_of_no_base_are_refused() -> None:
+    encoder = encoder_for("ph")
+    ids, mask = encoder.tokenize(["ACGT", "ACG"])
+    weights = torch.ones(2, 4)
+    weights[1, :3] = 0
+    with pytest.raises(ValueError, match="sum to zero"):
+        encoder(ids, mask, weights)
 
 
 @over_variants
