@@ -13,8 +13,10 @@ from encoders.weights import Weights, load_strict
 _WORDS = "caduceus.backbone.embeddings.word_embeddings"
 
 
-def load_network(config: CaduceusConfig, weights: Weights) -> CaduceusForMaskedLM:
-    """Build the network and fill it completely.
+def load_network(
+    config: CaduceusConfig, weights: Weights, dtype: torch.dtype = torch.float32
+) -> CaduceusForMaskedLM:
+    """Build the network and fill it completely; it has a head if the weights do.
 
     Parameters
     ----------
@@ -22,6 +24,8 @@ def load_network(config: CaduceusConfig, weights: Weights) -> CaduceusForMaskedL
     weights : Weights
         Of upstream's masked-language model, or of its bare network (names begin with
         ``backbone.``); tied tensors stored once or twice.
+    dtype : torch.dtype
+        Arithmetic of the network; stored numbers are rounded to it once.
 
     Raises
     ------
@@ -30,7 +34,10 @@ def load_network(config: CaduceusConfig, weights: Weights) -> CaduceusForMaskedL
         complement map that is not the configuration's.
     """
     tensors = _full_names(weights.tensors)
-    model = CaduceusForMaskedLM(config, head=not _is_bare(weights.tensors))
+    tied_head = config.rcps or config.tie_word_embeddings
+    stored_head = any(name.startswith("lm_head.") for name in tensors)
+    model = CaduceusForMaskedLM(config, head=tied_head or stored_head)
+    model.set_dtype(dtype)
     load_strict(model, tensors, source=weights.id, ties=find_ties(config))
     _check_complement_map(config, tensors, weights.id)
     return model
@@ -61,10 +68,6 @@ def find_ties(config: CaduceusConfig) -> dict[str, str]:
     return ties
 
 
-def _is_bare(tensors: Mapping[str, Tensor]) -> bool:
-    return all(name.startswith("backbone.") for name in tensors)
-
-
 def _full_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name the tensors as the masked-language model does.
 
@@ -74,7 +77,7 @@ def _full_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = dict(tensors)
     if named and all(name.startswith("model.") for name in named):
         named = {name.removeprefix("model."): tensor for name, tensor in named.items()}
-    if _is_bare(named):
+    if all(name.startswith("backbone.") for name in named):
         named = {f"caduceus.{name}": tensor for name, tensor in named.items()}
     return named
 

@@ -36,8 +36,10 @@ PUBLISHED_CONFIG: Mapping[str, Any] = {
     "rcps": True,
     "residual_in_fp32": False,
 }
-PUBLISHED_LENGTH_BP = 131_072
-_PUBLISHED_NAME = re.compile(r"caduceus-p[sh]_seqlen-(\d+)k_")
+# Bases of the published training windows, by the length in a checkpoint's name; longer than
+# 1k they count in thousands, and "131k" is 2**17.
+PUBLISHED_LENGTHS_BP: Mapping[str, int] = {"1k": 1_024, "131k": 131_072}
+_PUBLISHED_NAME = re.compile(r"caduceus-p[sh]_seqlen-(\d+k)_")
 # Tokens run through the network at once: bounds memory, whatever the batch.
 _TOKENS_AT_ONCE = 2**16
 
@@ -230,14 +232,15 @@ def _load(
     dtype: str,
     seed: int,
 ) -> CaduceusEncoder:
+    arithmetic = getattr(torch, dtype)
     if weights is None:
         network, identity = _random_network(name, rcps, config, seed), f"random(seed={seed})"
         digest = tensors_sha256(network.state_dict())
+        network.set_dtype(arithmetic)
     else:
         checkpoint = read_weights(weights, revision=revision)
-        network, identity = _stored_network(name, rcps, config, checkpoint), checkpoint.id
-        digest = checkpoint.sha256
-    network.set_dtype(getattr(torch, dtype))
+        network = _stored_network(name, rcps, config, checkpoint, arithmetic)
+        identity, digest = checkpoint.id, checkpoint.sha256
     spec = _make_spec(name, network, identity, digest, config)
     return CaduceusEncoder(network, spec).to(device).eval()
 
@@ -254,7 +257,11 @@ def _random_network(
 
 
 def _stored_network(
-    name: str, rcps: bool | None, config: Mapping[str, Any] | None, checkpoint: Weights
+    name: str,
+    rcps: bool | None,
+    config: Mapping[str, Any] | None,
+    checkpoint: Weights,
+    arithmetic: torch.dtype,
 ) -> CaduceusForMaskedLM:
     if checkpoint.config is None and config is None:
         raise InputError(
@@ -268,7 +275,7 @@ def _stored_network(
     values = {**(checkpoint.config or {}), **(config or {})}
     parsed = _parse(name, rcps, values, f"{checkpoint.id}: config")
     with torch.random.fork_rng(devices=[]):
-        return load_network(parsed, checkpoint)
+        return load_network(parsed, checkpoint, arithmetic)
 
 
 def _parse(name: str, rcps: bool | None, values: Mapping[str, Any], source: str) -> CaduceusConfig:
@@ -296,9 +303,9 @@ def _make_spec(
 ) -> EncoderSpec:
     random = identity.startswith("random(")
     published = _PUBLISHED_NAME.search(identity)
-    max_length_bp = int(published[1]) * 1024 if published else None
+    max_length_bp = PUBLISHED_LENGTHS_BP.get(published[1]) if published else None
     if random and not config:
-        max_length_bp = PUBLISHED_LENGTH_BP
+        max_length_bp = PUBLISHED_LENGTHS_BP["131k"]
     return EncoderSpec(
         name=name,
         modality="dna",

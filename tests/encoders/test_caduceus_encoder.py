@@ -219,6 +219,55 @@ def test_both_prefixes_and_the_bare_network(tmp_path: Path) -> None:
     assert torch.equal(again.backbone.logits(batch.input_ids), encoder.backbone.logits(batch[0]))
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("names", ["backbone.", "caduceus.backbone."])
+def test_an_untied_network_without_a_head_loads(tmp_path: Path, prefix: str, names: str) -> None:
+    encoder = encoder_for("ph_untied", "float32")
+    tensors = {
+        f"{prefix}{names}{key.removeprefix('caduceus.backbone.')}": tensor.clone()
+        for key, tensor in encoder.backbone.state_dict().items()
+        if not key.startswith("lm_head")
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    again = load_encoder("caduceus_ph", tmp_path / "x.safetensors", config=encoder.spec.config)
+    batch = encoder.tokenize(["ACGTNACC", "ACG"])
+    assert torch.equal(again(*batch), encoder(*batch))
+    with pytest.raises(ValueError, match="no language-model head"):
+        again.backbone.logits(batch.input_ids)
+
+
+@pytest.mark.parametrize("variant", ["ps_fused", "ph"])
+def test_a_float64_checkpoint_keeps_all_its_digits(tmp_path: Path, variant: str) -> None:
+    encoder = encoder_for(variant, "float64")
+    noise = torch.Generator().manual_seed(0)
+    tensors = {}
+    for key, tensor in encoder.backbone.caduceus.state_dict().items():
+        finer = torch.rand(tensor.shape, generator=noise, dtype=torch.float64) * 1e-10
+        tensors[key] = tensor * (1 + finer) if tensor.is_floating_point() else tensor.clone()
+    for key in tensors:
+        if "mamba_rev" in key and ("in_proj" in key or "out_proj" in key):
+            tensors[key] = tensors[key.replace("mamba_rev", "mamba_fwd")].clone()
+    save_file(tensors, tmp_path / "x.safetensors")
+    again = load_encoder(
+        "caduceus", tmp_path / "x.safetensors", config=encoder.spec.config, dtype="float64"
+    )
+    loaded = again.backbone.caduceus.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(("named", "length_bp"), [("1k", 1024), ("131k", 131_072), ("9k", None)])
+def test_the_longest_window_is_the_published_one(
+    tmp_path: Path, named: str, length_bp: int | None
+) -> None:
+    encoder = encoder_for("ph", "float32")
+    folder = tmp_path / f"caduceus-ph_seqlen-{named}_d_model-8_n_layer-3"
+    folder.mkdir()
+    tensors = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(encoder.spec.config))
+    assert load_encoder("caduceus", folder).spec.input == WindowInput(max_length_bp=length_bp)
+
+
 def test_misfits_of_a_checkpoint_are_all_listed(tmp_path: Path) -> None:
     encoder = encoder_for("ps_fused", "float32")
     tensors = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
