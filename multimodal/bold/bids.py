@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from encoders.errors import InputError, Problem
 from multimodal.bold.nifti import read_sidecar_tr_s, sidecar_path
+from multimodal.cohort.tsv import TextTable, read_table
 
 TABLE_COLUMNS = ("participant_id", "session", "run", "bold", "mask", "confounds", "tr_s")
 _SUFFIX = re.compile(r"_desc-preproc_bold\.nii(\.gz)?$")
@@ -256,35 +255,37 @@ def _inherited_tr_s(root: Path, bold: Path, entities: dict[str, str]) -> float |
     return None
 
 
-def _find_in_table(table: Path, ids: Sequence[str]) -> list[BoldRun]:
-    rows = _read_table(table)
+def _find_in_table(path: Path, ids: Sequence[str]) -> list[BoldRun]:
+    table, problems = _read_table(path)
     order = {participant_id.removeprefix("sub-"): i for i, participant_id in enumerate(ids)}
     runs: list[BoldRun] = []
-    problems: list[Problem] = []
-    seen: dict[tuple[str, str, str], int] = {}
-    for number, row in enumerate(rows.to_dict("records"), start=2):
-        key = (str(row["participant_id"]).removeprefix("sub-"), row["session"], row["run"])
-        where = f"{table} line {number}"
-        if key in seen:
+    first: dict[tuple[str, str, str], int] = {}
+    for number, cells in zip(table.lines, table.cells.to_dict("records"), strict=True):
+        row = {str(name): str(text) for name, text in cells.items()}
+        key = (row["participant_id"].removeprefix("sub-"), row["session"], row["run"])
+        where = f"{path} line {number}"
+        if key in first:
             found = f"{row['participant_id']} {row['session']} {row['run']}".strip()
-            wanted = "each run once; its first line is " + str(seen[key])
+            wanted = f"each run once; its first line is {first[key]}"
             fix = "give each run of a participant its own session or run label"
             problems.append(Problem("bold-table", where, f"{found} twice", wanted, fix))
             continue
-        seen[key] = number
-        tr_s, problem = _table_tr_s(str(row["tr_s"]), where)
+        first[key] = int(number)
+        tr_s, problem = _table_tr_s(row["tr_s"], where)
         problems += [problem] if problem is not None else []
+        if not row["participant_id"]:
+            problems.append(Problem("bold-table", where, "no participant_id", "whose run it is"))
         if not row["bold"]:
             problems.append(Problem("bold-table", where, "no bold", "the path of a 4D image"))
         if key[0] in order:
             runs.append(
                 BoldRun(
                     participant_id=ids[order[key[0]]],
-                    session=str(row["session"]),
-                    run=str(row["run"]),
-                    bold=table.parent / str(row["bold"]),
-                    mask=table.parent / str(row["mask"]) if row["mask"] else None,
-                    confounds=table.parent / str(row["confounds"]) if row["confounds"] else None,
+                    session=row["session"],
+                    run=row["run"],
+                    bold=path.parent / row["bold"],
+                    mask=path.parent / row["mask"] if row["mask"] else None,
+                    confounds=path.parent / row["confounds"] if row["confounds"] else None,
                     tr_s=tr_s,
                 )
             )
@@ -300,22 +301,19 @@ def _find_in_table(table: Path, ids: Sequence[str]) -> list[BoldRun]:
     )
 
 
-def _read_table(table: Path) -> pd.DataFrame:
-    try:
-        rows = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        found = f"cannot be read ({error})"
-        raise InputError(
-            Problem("bold-table", str(table), found, "a tab-separated table with a header")
-        ) from error
-    absent = [name for name in ("participant_id", "bold") if name not in rows.columns]
+def _read_table(path: Path) -> tuple[TextTable, list[Problem]]:
+    """Read a table of paths; every column is there, with "" where a cell is missing."""
+    table, problems = read_table(path, code="bold-table")
+    if table is None:
+        raise InputError(problems)
+    absent = [name for name in ("participant_id", "bold") if name not in table.cells]
     if absent:
-        found = f"columns {', '.join(rows.columns)}"
+        found = f"columns {', '.join(table.columns)}"
         wanted = f"tab-separated columns {', '.join(TABLE_COLUMNS)} (the first and bold needed)"
-        raise InputError(Problem("bold-table", f"{table} line 1", found, wanted))
-    rows = rows.reindex(columns=list(TABLE_COLUMNS), fill_value="")
-    rows = rows.apply(lambda column: column.fillna("").str.strip())
-    return rows.map(lambda text: "" if text.lower() in _MISSING else text)
+        raise InputError(Problem("bold-table", f"{path} line 1", found, wanted))
+    cells = table.cells.reindex(columns=list(TABLE_COLUMNS), fill_value="")
+    cells = cells.map(lambda text: "" if text.lower() in _MISSING else text)
+    return TextTable(path, cells, table.lines), problems
 
 
 def _table_tr_s(text: str, where: str) -> tuple[float | None, Problem | None]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64
 
 from encoders.errors import InputError, Problem
 from multimodal.bold.options import BoldOptions, Expansion
+from multimodal.cohort.tsv import TextTable, numbers, read_table
 
 HEAD_RADIUS_MM = 50.0
 TRANSLATIONS = ("trans_x", "trans_y", "trans_z")
@@ -22,6 +23,13 @@ _SUFFIXES: dict[Expansion, tuple[str, ...]] = {
     "derivatives": ("", "_derivative1"),
     "full": ("", "_derivative1", "_power2", "_derivative1_power2"),
 }
+# What the first frame may hold, where a difference has no value: BIDS' n/a, and what R, pandas
+# and Excel make of it.
+_MISSING = ("", "n/a", "na", "nan")
+_USED = re.compile(
+    r"((trans|rot)_[xyz]|csf|white_matter|global_signal)(_derivative1)?(_power2)?"
+    r"|framewise_displacement|std_dvars|cosine\d+|a_comp_cor_\d+|non_steady_state_outlier.*"
+)
 
 
 @dataclass(frozen=True)
@@ -74,20 +82,19 @@ def read_confounds(path: Path | None, frames: int, options: BoldOptions, where: 
             fix = "give it, or set bold.motion=none, bold.wm_csf=none and "
             fix += "bold.fd_threshold_mm=null"
             raise InputError(Problem("confounds-missing", where, found, wanted, fix))
-        table = pd.DataFrame(index=range(frames))
+        table = TextTable(Path(where), pd.DataFrame(index=range(frames)), np.arange(frames))
     else:
         table = _read_table(path, frames)
     where = where if path is None else str(path)
     fd_mm, problems = _displacement(table, options, where)
-    names, missing = _regressor_names(table, path, options)
+    names, missing = _regressor_names(list(table.columns), path, options)
     problems += [_missing_column(where, name) for name in missing]
-    if options.std_dvars_threshold is not None and "std_dvars" not in table:
-        problems.append(_missing_column(where, "std_dvars"))
-    regressors, bad = _regressors(table, names, where)
+    regressors, bad = _regressors(table, names)
+    problems += bad
+    keep, dropped, bad = _censor(table, fd_mm, options, where)
     problems += bad
     if problems:
         raise InputError(problems)
-    keep, dropped = _censor(table, fd_mm, options)
     return Confounds(regressors, names, keep, fd_mm, dropped)
 
 
@@ -115,43 +122,41 @@ def framewise_displacement(
     return np.concatenate([[np.nan], moved])
 
 
-def _read_table(path: Path, frames: int) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:
-        wanted = "a tab-separated table with a header"
-        raise InputError(
-            Problem("confounds-unreadable", str(path), f"cannot be read ({error})", wanted)
-        ) from error
-    if len(table) != frames:
-        found = f"{len(table)} rows"
+def _read_table(path: Path, frames: int) -> TextTable:
+    table, problems = read_table(
+        path, code="confounds", columns=lambda name: _USED.fullmatch(name) is not None
+    )
+    if table is None or problems:
+        raise InputError(problems)
+    if len(table.lines) != frames:
+        found = f"{len(table.lines)} rows"
         wanted = f"one row a frame: the scan has {frames} frames"
         raise InputError(Problem("confounds-length", str(path), found, wanted))
     return table
 
 
 def _displacement(
-    table: pd.DataFrame, options: BoldOptions, where: str
+    table: TextTable, options: BoldOptions, where: str
 ) -> tuple[np.ndarray, list[Problem]]:
     """Displacement of the column, else from the motion parameters, else unknown."""
     needed = options.fd_threshold_mm is not None
     motion = [*TRANSLATIONS, *ROTATIONS]
-    if "framewise_displacement" in table:
-        fd, problems = _numbers(table, "framewise_displacement", where)
+    if "framewise_displacement" in table.cells:
+        fd, problems = _numbers(table, "framewise_displacement")
         fd[0] = np.nan
         return fd, problems
-    absent = [name for name in motion if name not in table]
+    absent = [name for name in motion if name not in table.cells]
     if absent:
-        unknown = np.full(len(table), np.nan)
+        unknown = np.full(len(table.lines), np.nan)
         name = "framewise_displacement"
         return unknown, [_missing_column(where, name)] if needed else []
-    columns, found = zip(*(_numbers(table, name, where) for name in motion), strict=True)
+    columns, found = zip(*(_numbers(table, name) for name in motion), strict=True)
     problems = [problem for some in found for problem in some] if needed else []
     return framewise_displacement(np.stack(columns, axis=1)), problems
 
 
 def _regressor_names(
-    table: pd.DataFrame, path: Path | None, options: BoldOptions
+    columns: list[str], path: Path | None, options: BoldOptions
 ) -> tuple[list[str], list[str]]:
     """Columns wanted, in a fixed order, and those of them that cannot be had."""
     groups: list[tuple[tuple[str, ...], Expansion]] = [
@@ -160,13 +165,13 @@ def _regressor_names(
         (("global_signal",), options.global_signal),
     ]
     names = [base + end for bases, how in groups for base in bases for end in _SUFFIXES[how]]
-    missing = sorted({_base(name) for name in names if _base(name) not in table})
+    missing = sorted({_base(name) for name in names if _base(name) not in columns})
     if options.compcor:
-        components = _combined_compcor(table, path)[: options.compcor]
+        components = _combined_compcor(columns, path)[: options.compcor]
         names += components
         missing += [f"a_comp_cor_{i:02d}" for i in range(len(components), options.compcor)]
     if options.filter == "confound_cosines":
-        cosines = sorted(name for name in table.columns if re.fullmatch(r"cosine\d+", name))
+        cosines = sorted(name for name in columns if re.fullmatch(r"cosine\d+", name))
         names += cosines
         missing += [] if cosines else ["cosine00"]
     return names, missing
@@ -176,12 +181,12 @@ def _base(name: str) -> str:
     return re.sub(r"(_derivative1)?(_power2)?$", "", name)
 
 
-def _combined_compcor(table: pd.DataFrame, path: Path | None) -> list[str]:
+def _combined_compcor(columns: list[str], path: Path | None) -> list[str]:
     """Components of the combined white-matter and CSF mask, those of most variance first.
 
     fMRIPrep numbers the components of all anatomical masks on; its JSON tells them apart.
     """
-    names = sorted(name for name in table.columns if re.fullmatch(r"a_comp_cor_\d+", name))
+    names = sorted(name for name in columns if re.fullmatch(r"a_comp_cor_\d+", name))
     described = path.with_suffix(".json") if path is not None else None
     if described is None or not described.is_file():
         return names
@@ -195,20 +200,18 @@ def _combined_compcor(table: pd.DataFrame, path: Path | None) -> list[str]:
         ) from error
 
 
-def _regressors(
-    table: pd.DataFrame, names: list[str], where: str
-) -> tuple[np.ndarray, list[Problem]]:
+def _regressors(table: TextTable, names: list[str]) -> tuple[np.ndarray, list[Problem]]:
     columns: list[np.ndarray] = []
     problems: list[Problem] = []
     for name in names:
-        if name not in table and _base(name) not in table:
+        stored = name if name in table.cells else _base(name)
+        if stored not in table.cells:
             continue
-        stored = name if name in table else _base(name)
-        values, bad = _numbers(table, stored, where)
+        values, bad = _numbers(table, stored)
         problems += [problem for problem in bad if problem not in problems]
-        columns.append(values if name in table else _expanded(values, name))
+        columns.append(values if stored == name else _expanded(values, name))
     if not columns:
-        return np.zeros((len(table), 0)), problems
+        return np.zeros((len(table.lines), 0)), problems
     # Differences have no first value; nilearn's load_confounds takes the second one there too.
     filled = np.stack(columns, axis=1)
     filled[0] = np.where(np.isnan(filled[0]), filled[min(1, len(filled) - 1)], filled[0])
@@ -222,31 +225,44 @@ def _expanded(values: np.ndarray, name: str) -> np.ndarray:
     return values**2 if name.endswith("_power2") else values
 
 
-def _numbers(table: pd.DataFrame, name: str, where: str) -> tuple[np.ndarray, list[Problem]]:
-    """Read a column as float64; only its first entry may be missing."""
-    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, copy=True)
-    bad = np.flatnonzero(~np.isfinite(values[1:])) + 1
+def _numbers(table: TextTable, name: str) -> tuple[np.ndarray, list[Problem]]:
+    """Read a column as float64; only its first entry may be missing, and comes out as NaN."""
+    cells = table.cells[name]
+    values = numbers(cells)
+    wrong = np.isnan(values)
+    wrong[:1] &= ~cells[:1].str.lower().isin(_MISSING).to_numpy()
+    bad = np.flatnonzero(wrong)
     if len(bad) == 0:
         return values, []
-    found = f"{name} is {table[name].iloc[bad[0]]} ({len(bad)} such entries)"
-    place = f"{where} line {bad[0] + 2}"
-    return values, [Problem("confounds-not-finite", place, found, "a number on every frame")]
+    found = f"{name} is {cells.iloc[bad[0]] or 'empty'} ({len(bad)} such entries)"
+    wanted = "a number on every frame"
+    return values, [Problem("confounds-not-finite", table.at(bad[0]), found, wanted)]
 
 
 def _censor(
-    table: pd.DataFrame, fd_mm: np.ndarray, options: BoldOptions
-) -> tuple[np.ndarray, dict[str, int]]:
-    frames = len(table)
+    table: TextTable, fd_mm: np.ndarray, options: BoldOptions, where: str
+) -> tuple[np.ndarray, dict[str, int], list[Problem]]:
+    frames = len(table.lines)
+    problems: list[Problem] = []
     reasons = {"skipped at the start": np.arange(frames) < options.skip_frames}
     if options.drop_non_steady:
         flags = [n for n in table.columns if n.startswith("non_steady_state_outlier")]
-        reasons["not in steady state"] = (table[flags].to_numpy() == 1).any(axis=1)
+        read = [_numbers(table, name) for name in flags]
+        problems += [problem for _, bad in read for problem in bad]
+        reasons["not in steady state"] = np.any(
+            [np.zeros(frames, dtype=bool), *(values == 1 for values, _ in read)], axis=0
+        )
     if options.fd_threshold_mm is not None:
         moved = np.nan_to_num(fd_mm) > options.fd_threshold_mm
         reasons[f"moved over {options.fd_threshold_mm:g} mm"] = moved
     if options.std_dvars_threshold is not None:
-        jumped = pd.to_numeric(table["std_dvars"], errors="coerce").to_numpy()
-        reasons["over the DVARS threshold"] = np.nan_to_num(jumped) > options.std_dvars_threshold
+        if "std_dvars" not in table.cells:
+            problems.append(_missing_column(where, "std_dvars"))
+        else:
+            jumped, bad = _numbers(table, "std_dvars")
+            problems += bad
+            above = np.nan_to_num(jumped) > options.std_dvars_threshold
+            reasons["over the DVARS threshold"] = above
     keep = np.ones(frames, dtype=bool)
     dropped = {}
     for reason, flagged in reasons.items():
@@ -254,7 +270,7 @@ def _censor(
         keep &= ~flagged
     isolated = keep & ~_in_long_stretch(keep, options.min_stretch_frames)
     dropped["between censored frames"] = int(isolated.sum())
-    return keep & ~isolated, {reason: count for reason, count in dropped.items() if count}
+    return keep & ~isolated, {reason: n for reason, n in dropped.items() if n}, problems
 
 
 def _in_long_stretch(keep: np.ndarray, shortest: int) -> np.ndarray:

@@ -182,6 +182,8 @@ def test_a_table_needs_no_more_than_ids_and_paths(tmp_path: Path) -> None:
         ("participant_id\tbold\nsub-01\ta.nii\nsub-01\tb.nii\n", "line 3"),
         ("participant_id\tbold\ttr_s\nsub-01\ta.nii\ttwo\n", "tr_s 'two'"),
         ("participant_id\tbold\nsub-01\tn/a\n", "line 2"),
+        ("participant_id\tbold\nn/a\ta.nii\n", "no participant_id"),
+        ("\nparticipant_id\tbold\n\nsub-01\tn/a\n", "line 4"),
     ],
 )
 def test_a_table_with_mistakes(tmp_path: Path, text: str, found: str) -> None:
@@ -196,3 +198,23 @@ def test_a_table_with_mistakes(tmp_path: Path, text: str, found: str) -> None:
 def test_numbers_sort_as_numbers() -> None:
     names = ["run-10", "run-2", "run-1b", "run-1", "a", ""]
     assert sorted(names, key=natural_key) == ["", "a", "run-1", "run-1b", "run-2", "run-10"]
+
+
+def test_a_tab_behind_a_row_loses_no_subject(tmp_path: Path) -> None:
+    table = tmp_path / "bold.tsv"
+    table.write_text("participant_id\tbold\tmask\nsub-01\ta.nii\tm.nii\t\n")
+    with pytest.raises(InputError) as caught:
+        find_runs(table, ["sub-01"])
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.where) == ("bold-table-row-width", f"{table} line 2")
+    table.write_text('"participant_id"\t"bold"\t\n"sub-01"\t"a, b.nii"\t\n')
+    (run,) = find_runs(table, ["sub-01"])
+    assert run.bold == tmp_path / "a, b.nii"
+
+
+@pytest.mark.parametrize("content", [b"", "participant_id\tbold\nJosé\ta".encode("latin-1")])
+def test_a_table_that_is_none(tmp_path: Path, content: bytes) -> None:
+    table = tmp_path / "bold.tsv"
+    table.write_bytes(content)
+    with pytest.raises(InputError):
+        find_runs(table, ["sub-01"])

@@ -362,8 +362,48 @@ def test_options_that_contradict_themselves() -> None:
 def test_confounds_file_that_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "confounds.tsv"
     path.write_text("")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="the file is empty"):
+        read_confounds(path, 40, BoldOptions(), "scan")
+    path.write_bytes("trans_x\té\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
         read_confounds(path, 40, BoldOptions(), "scan")
     save(volumes(2), tmp_path / "scan.nii")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError):
         read_confounds(tmp_path / "scan.nii", 40, BoldOptions(), "scan")
+
+
+def test_a_tab_behind_every_row_does_not_shift_columns(tmp_path: Path) -> None:
+    path = written(confounds_table(40), tmp_path)
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{row}\t" for row in rows)]) + "\n")
+    with pytest.raises(InputError) as caught:
+        read_confounds(path, 40, BoldOptions(), "scan")
+    problems = caught.value.problems
+    assert {problem.code for problem in problems} == {"confounds-row-width"}
+    assert problems[0].where == f"{path} line 2"
+    assert "35 more rows" in problems[-1].found
+    path.write_text("\n".join(f"{row}\t" for row in [header, *rows]) + "\n")
+    assert len(read_confounds(path, 40, BoldOptions(), "scan").keep) == 40
+
+
+def test_lines_of_confounds_are_the_files(tmp_path: Path) -> None:
+    table = confounds_table(40)
+    table["csf"] = table["csf"].astype(object)
+    table.loc[7, "csf"] = "abc"
+    path = written(table, tmp_path)
+    path.write_text("\n" + path.read_text().replace("\n", "\n\n"))
+    with pytest.raises(InputError) as caught:
+        read_confounds(path, 40, BoldOptions(), "scan")
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path} line {2 + 2 * 8}"
+    assert "csf is abc" in problem.found
+
+
+@pytest.mark.parametrize("name", ["std_dvars", "framewise_displacement"])
+@pytest.mark.parametrize("rows", [range(1, 40), range(1)])
+def test_words_where_censoring_wants_numbers(tmp_path: Path, name: str, rows: range) -> None:
+    table = confounds_table(40)
+    table[name] = table[name].astype(object)
+    table.loc[list(rows), name] = "abc"
+    options = BoldOptions(std_dvars_threshold=1.5)
+    assert problem_codes(table, tmp_path, options) == ["confounds-not-finite"]
