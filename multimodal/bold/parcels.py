@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float32, Float64, Int64, Shaped
 
 from encoders.errors import InputError, Problem
+from multimodal.bold.atlas_table import read_atlas_table
 from multimodal.bold.nifti import (
     Scan,
     describe_grid,
@@ -65,7 +65,8 @@ def load_atlas(image: str | Path, table: str | Path | None = None) -> Atlas:
     Raises
     ------
     InputError
-        Unreadable, not 3D, fractional labels, or a table that does not match the image.
+        Unreadable, not 3D, fractional or negative labels, or a table that does not match the
+        image.
     """
     image = Path(image)
     labels, affine = _read_labels(image)
@@ -75,7 +76,7 @@ def load_atlas(image: str | Path, table: str | Path | None = None) -> Atlas:
     centroids = _centroids_mm(labels, affine, present)
     if table is None:
         return Atlas(labels, affine, present, [f"label {i}" for i in present], centroids)
-    rows = _read_atlas_table(Path(table))
+    rows = read_atlas_table(Path(table))
     ids = [int(i) for i in rows["index"]]
     _check_same_labels(Path(table), image, ids, present)
     if {"x", "y", "z"} <= set(rows.columns):
@@ -312,6 +313,11 @@ def _read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
         found = f"{fractional} voxels with a fractional label"
         fix = "resample labels by nearest neighbour; probability maps need a threshold first"
         raise InputError(Problem("atlas-fractional", str(path), found, "whole numbers", fix))
+    negative = np.unique(values[values < 0])
+    if len(negative):
+        found = f"{len(negative)} negative labels: {_few([int(label) for label in negative])}"
+        fix = "give parcels labels above 0, and the background 0"
+        raise InputError(Problem("atlas-negative", str(path), found, "0 and above", fix))
     return values.astype(np.int64), np.asarray(image.affine, dtype=np.float64)
 
 
@@ -321,33 +327,6 @@ def _centroids_mm(labels: np.ndarray, affine: np.ndarray, ids: list[int]) -> np.
     count = np.bincount(column, minlength=len(ids))
     centre = [np.bincount(column, weights=axis, minlength=len(ids)) / count for axis in voxels.T]
     return (np.stack(centre, axis=1) @ affine[:3, :3].T + affine[:3, 3]).astype(np.float32)
-
-
-def _read_atlas_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(Problem("atlas-table", str(path), "no such file", "the atlas' table"))
-    head = path.read_text(encoding="utf-8-sig").split("\n", 1)[0].split("\t")
-    if len(head) == 4 and all(_is_number(field) for field in head):
-        rows = pd.read_csv(path, sep="\t", names=["index", "x", "y", "z"], dtype=str)
-    else:
-        rows = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if "index" not in rows:
-        found = f"columns {', '.join(map(str, rows.columns))}"
-        wanted = "tab-separated columns index and any of name, x, y, z"
-        raise InputError(Problem("atlas-table", f"{path} line 1", found, wanted))
-    for name in {"index", "x", "y", "z"} & set(rows.columns):
-        numbers = pd.to_numeric(rows[name], errors="coerce")
-        bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(dtype=np.float64)))
-        if len(bad):
-            where = f"{path} row {bad[0] + 1}"
-            found = f"{name} {rows[name].iloc[bad[0]]!r}"
-            raise InputError(Problem("atlas-table", where, found, "a number"))
-        rows[name] = numbers
-    twice = rows["index"][rows["index"].duplicated()]
-    if len(twice):
-        found = f"index {twice.iloc[0]:g} twice"
-        raise InputError(Problem("atlas-table", str(path), found, "each label once"))
-    return rows
 
 
 def _check_same_labels(table: Path, image: Path, ids: list[int], present: list[int]) -> None:
@@ -382,11 +361,3 @@ def _resampled(atlas: Atlas, shape: tuple[int, int, int], affine: np.ndarray) ->
 
 def _few(ids: list[int]) -> str:
     return ", ".join(str(i) for i in ids[:5]) + (", ..." if len(ids) > 5 else "")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
