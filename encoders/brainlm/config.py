@@ -4,10 +4,12 @@ Names and defaults are upstream's constructor arguments (``BrainLMConfig`` and `
 An argument that nothing here knows is an error, because it could change the result.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
+from encoders.bookkeeping import is_bookkeeping
 from encoders.brainlm.layers import ACTIVATIONS
 from encoders.errors import InputError, Problem
 
@@ -17,16 +19,6 @@ TrainMode = Literal["auto_encode", "predict_last", "predict_last_pixel"]
 TRAIN_MODES = ("auto_encode", "predict_last", "predict_last_pixel")
 # Upstream pads to these sizes and refuses every other patch.
 PADDED_SIZE = {16: 432, 14: 434}
-
-# What the transformers library writes beside the arguments of a model; none changes the encoder.
-_BOOKKEEPING = frozenset(
-    (
-        *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version"),
-        *("auto_map", "id2label", "label2id", "problem_type", "finetuning_task"),
-        *("output_attentions", "output_hidden_states", "return_dict", "use_cache"),
-        *("tie_word_embeddings", "torchscript", "use_bfloat16", "chunk_size_feed_forward"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class BrainLMConfig:
                 f"one of {', '.join(sorted(known))}",
             )
             for name in values
-            if name not in known | _BOOKKEEPING and not name.startswith("_")
+            if name not in known | {"tie_word_embeddings"} and not is_bookkeeping(name)
         ]
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
@@ -145,8 +137,14 @@ class BrainLMConfig:
             wrong.append(("hidden_act", repr(self.hidden_act), f"one of {', '.join(ACTIVATIONS)}"))
         if self.pooling not in ("cls", "mean"):
             wrong.append(("pooling", repr(self.pooling), "cls or mean"))
-        if not 0 <= self.mask_ratio < 1:
-            wrong.append(("mask_ratio", str(self.mask_ratio), "at least 0 and below 1"))
+        shares = ("mask_ratio", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        wrong += [
+            (name, str(getattr(self, name)), "at least 0 and below 1")
+            for name in shares
+            if not 0 <= getattr(self, name) < 1
+        ]
+        if not 0 < self.layer_norm_eps < math.inf:
+            wrong.append(("layer_norm_eps", str(self.layer_norm_eps), "a positive number"))
         return wrong
 
 
@@ -250,7 +248,7 @@ class ViTMAEConfig(BrainLMConfig):
     """
 
     image_size: Any = None
-    patch_size: Any = 16
+    patch_size: int = 16
     train_mode: TrainMode = "auto_encode"
     parcels: int | None = 424
     frames: int | None = 200
@@ -313,6 +311,7 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "str": lambda value: isinstance(value, str),
 }
+_IN_WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
 
 def _wrong_types(cls: type[BrainLMConfig], values: Mapping[str, Any], where: str) -> list[Problem]:
@@ -323,8 +322,9 @@ def _wrong_types(cls: type[BrainLMConfig], values: Mapping[str, Any], where: str
             continue
         value = values[field.name]
         if not (_CHECKS[name](value) or (optional and value is None)):
+            wanted = _IN_WORDS[name] + (" or null" if optional else "")
             problems.append(
-                Problem("bad-config-type", f"{where}: {field.name}", repr(value), f"a {name}")
+                Problem("bad-config-type", f"{where}: {field.name}", repr(value), wanted)
             )
     return problems
 

@@ -5,41 +5,12 @@ from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from encoders.bookkeeping import is_bookkeeping
 from encoders.caduceus.tokenizer import COMPLEMENT, VOCABULARY
 from encoders.errors import InputError, Problem
 
-# What transformers and upstream's classes for other tasks write beside the architecture.
-_BOOKKEEPING = frozenset(
-    (
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "cls_token_id",
-        "conjoin_eval",
-        "conjoin_test",
-        "conjoin_train",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "label2id",
-        "mask_token_id",
-        "model_type",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-    )
-)
+# What upstream's classes for other tasks write beside the architecture.
+_OTHER_TASKS = frozenset(("conjoin_eval", "conjoin_test", "conjoin_train"))
 
 
 @dataclass(frozen=True)
@@ -163,7 +134,12 @@ class CaduceusConfig:
             Lists all keys that are unknown, missing, or have values this network cannot have.
         """
         problems: list[Problem] = []
-        options = {k: v for k, v in values.items() if k not in _BOOKKEEPING}
+        options = {
+            k: v for k, v in values.items() if k not in _OTHER_TASKS and not is_bookkeeping(k)
+        }
+        if options.get("bidirectional_strategy", "") is None:
+            # As upstream: null stands for its default, and is not looked at in one direction.
+            del options["bidirectional_strategy"]
         ssm = _nested(SsmConfig, options.pop("ssm_cfg", None), f"{source}: ssm_cfg", problems)
         initializer = _nested(
             InitializerConfig,

@@ -226,7 +226,12 @@ def test_any_even_size_where_the_config_leaves_it_open() -> None:
         ("brainlm_vitmae", {"model_type": "brainlm_mae"}, "load it as brainlm_nystromformer"),
         ("brainlm_vitmae", {"num_heads": 2}, "num_heads"),
         ("brainlm_vitmae", {"pooling": "max"}, "cls or mean"),
-        ("brainlm_vitmae", {"hidden_size": "16"}, "a int"),
+        ("brainlm_vitmae", {"hidden_size": "16"}, "a whole number"),
+        ("brainlm_vitmae", {"patch_size": [16, 16]}, "patch_size"),
+        ("brainlm_vitmae", {"hidden_dropout_prob": 1.5}, "hidden_dropout_prob"),
+        ("brainlm_nystromformer", {"attention_probs_dropout_prob": -0.1}, "at least 0"),
+        ("brainlm_vitmae", {"layer_norm_eps": -1}, "a positive number"),
+        ("brainlm_vitmae", {"layer_norm_eps": float("nan")}, "a positive number"),
         ("brainlm_nystromformer", {"conv_kernel_size": 64}, "odd"),
         ("brainlm_nystromformer", {"timepoint_patching_size": 7}, "divisor"),
         ("brainlm_nystromformer", {"inv_coeff_init_option": True}, "upstream fails"),
@@ -240,6 +245,13 @@ def test_impossible_arguments_are_refused(name: str, change: dict[str, Any], mes
     base = VITMAE if name == "brainlm_vitmae" else NYSTROMFORMER
     with pytest.raises(InputError, match=message):
         load_encoder(name, config={**base, **change})
+
+
+def test_bookkeeping_of_the_transformers_library_is_passed_over() -> None:
+    written = {"pad_token_id": 0, "eos_token_id": 2, "is_encoder_decoder": False, "_private": 1}
+    assert NystromformerConfig.from_dict({**NYSTROMFORMER, **written}) == (
+        NystromformerConfig.from_dict(NYSTROMFORMER)
+    )
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:

@@ -324,6 +324,15 @@ def test_configuration_errors_name_the_key(values: dict, where: str) -> None:
     assert where in error.value.problems[0].where
 
 
+def test_null_strategy_and_private_keys_are_read_as_upstream_does() -> None:
+    plain = CaduceusConfig.from_mapping(SMALL)
+    private = {"_attn_implementation_autoset": True, "_name_or_path": "x", "is_decoder": False}
+    assert CaduceusConfig.from_mapping({**SMALL, **private}) == plain
+    assert CaduceusConfig.from_mapping({**SMALL, "bidirectional_strategy": None}) == plain
+    values = {**SMALL, "bidirectional": False, "bidirectional_strategy": None}
+    assert not CaduceusConfig.from_mapping(values).bidirectional
+
+
 def test_configuration_errors_come_together() -> None:
     with pytest.raises(InputError) as error:
         CaduceusConfig.from_mapping({"rcps": 1, "colour": "red"})
