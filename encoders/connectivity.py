@@ -87,7 +87,7 @@ class ConnectivityEncoder(BrainEncoder):
         Raises
         ------
         InputError
-            Fewer than two parcels or three frames.
+            Fewer than two parcels or three frames; values that are NaN or infinite.
         """
         _check_segments(segments)
         correlation = self.backbone(segments)
@@ -139,5 +139,19 @@ def _check_segments(segments: Tensor) -> None:
                 "fc: segments",
                 f"shape {list(segments.shape)}",
                 "runs of at least two parcels and three frames [runs, parcels, frames]",
+            )
+        )
+    finite = torch.isfinite(segments)
+    if not bool(finite.all()):
+        places = (~finite).nonzero()
+        run, parcel, frame = (place + 1 for place in places[0].tolist())
+        raise InputError(
+            Problem(
+                "segment-not-finite",
+                "fc: segments",
+                f"{len(places):,} values are NaN or infinite, the first in run {run}, parcel "
+                f"{parcel}, frame {frame}",
+                "finite numbers: a parcel with a gap would count as one that does not vary",
+                "leave these frames or runs out",
             )
         )

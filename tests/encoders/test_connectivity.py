@@ -75,3 +75,12 @@ def test_takes_neither_weights_nor_arguments(given_arguments: dict[str, object])
 def test_refuses_what_has_no_correlation(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="at least two parcels and three frames"):
         load_encoder("fc")(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_refuses_gaps(value: float) -> None:
+    runs = noise(2, 4, 30)
+    runs[1, 2, 6] = value
+    with pytest.raises(InputError, match="run 2, parcel 3, frame 7") as error:
+        load_encoder("fc")(runs)
+    assert error.value.problems[0].code == "segment-not-finite"
