@@ -150,6 +150,19 @@ def test_damaged_files(tmp_path: Path, suffix: str) -> None:
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_cut_off_anywhere_are_input_errors(tmp_path: Path, zipped: bool) -> None:
+    """The older format is a row of pickles: cut off, each place fails in its own way."""
+    path = tmp_path / "x.pt"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for size in range(0, len(content), 1 if not zipped else 97):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError) as error:
+            read_weights(path)
+        assert codes(error)[0] in ("weights-damaged", "weights-unsafe"), size
+
+
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "/no/such/folder", "./here"])
 def test_missing_paths(name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder") as error:
