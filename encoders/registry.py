@@ -87,12 +87,32 @@ def load_encoder(
     Raises
     ------
     InputError
-        Unknown name; weights missing, unsafe, incomplete, with tensors left over, wrongly shaped
-        or not finite (all listed at once).
+        Unknown name, device or dtype; weights missing, unsafe, incomplete, with tensors left over,
+        wrongly shaped or not finite (all listed at once).
     """
     if dtype not in DTYPES:
         raise InputError(Problem("bad-dtype", "dtype", f"'{dtype}'", f"one of {', '.join(DTYPES)}"))
+    _check_device(device)
     encoder = _factory(name)(
         weights, config=config, revision=revision, device=device, dtype=dtype, seed=seed
     )
     return encoder.eval()
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        # Making a tensor there tells more than the name: whether this machine has the device.
+        torch.empty(0, device=device)
+    # torch raises AssertionError for a CUDA device in a build without CUDA.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            Problem(
+                "bad-device",
+                "device",
+                f"{device!r} ({reason})",
+                "a device that torch finds on this machine: cpu, cuda, cuda:0, mps, ...",
+            )
+        ) from error

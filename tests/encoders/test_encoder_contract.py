@@ -165,6 +165,13 @@ def test_unknown_arguments_are_refused(name: str) -> None:
         load_encoder(name, config={**(SMALL[name] or {}), "no_such_argument": 1})
 
 
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:4000", 3.5])
+def test_devices_that_are_not_there_are_refused(device: Any) -> None:
+    with pytest.raises(InputError, match="device that torch finds") as error:
+        load_encoder("fc", device=device)
+    assert error.value.problems[0].code == "bad-device"
+
+
 @every_encoder
 def test_gradients_reach_the_first_and_the_last_parameters(name: str) -> None:
     encoder = load(name)
