@@ -183,19 +183,27 @@ def main() -> int:
     start = time.perf_counter()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         futures = [pool.submit(run_demo, world, seed, arguments.extra) for world, seed in tasks]
-        runs = []
+        runs, failed = [], []
         for future in futures:
-            runs.append(future.result())
-            print(_row(runs[-1]), flush=True)
+            try:
+                runs.append(future.result())
+            except (RuntimeError, OSError, ValueError) as error:
+                failed.append(str(error))
+                print(f"FAILED {error}", flush=True)
+            else:
+                print(_row(runs[-1]), flush=True)
     from multimodal.evaluate.replicates import null_replicates
 
     rejected = null_replicates(replicates, seed=REPLICATE_SEED).rejection_rate(0.05)
     text = report(runs, rejected, replicates, time.perf_counter() - start)
+    if failed:
+        text += f"\n{len(failed)} runs failed and are not in the table.\n"
     print(text)
     if not arguments.short:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"worlds-{datetime.date.today().isoformat()}.md").write_text(text)
-    return 0 if arguments.short or all(holds for _, _, holds in verdicts(runs, rejected)) else 1
+    held = arguments.short or all(holds for _, _, holds in verdicts(runs, rejected))
+    return 0 if held and not failed else 1
 
 
 if __name__ == "__main__":

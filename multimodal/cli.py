@@ -94,26 +94,30 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = _flags_first(overrides)
     if verb == "encoders":
         overrides = _positional(overrides, ("action", "name"))
-    if {"-m", "--multirun"} & set(overrides) and not _is_set(overrides, "output_dir"):
-        overrides = [*overrides, "output_dir=${hydra:runtime.output_dir}"]
-    overrides = [*_flags_first(overrides), f"hydra.job.name={verb}"]
+    multirun = bool({"-m", "--multirun"} & set(overrides))
+    if multirun:
+        overrides = [*overrides, *_folders_of_jobs(verb, overrides)]
+    overrides = [*overrides, f"hydra.job.name={verb}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; we word them
     exit_code = 0
 
     def task(config: DictConfig) -> Any:
         nonlocal exit_code
         module = importlib.import_module(f"multimodal.verbs.{verb}")
-        exit_code = max(exit_code, int(module.run(config) or 0))
+        try:
+            code = int(module.run(config) or 0)
+        except InputError as error:  # worded here, so that a sweep goes on with its other jobs
+            print(_bad_input(verb, error), file=sys.stderr)
+            code = 2
+        exit_code = max(exit_code, code)
 
     sys.argv = [f"genebold {verb}", *overrides]
     runner = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)
     try:
         runner()
-    except InputError as error:
-        print(_bad_input(verb, error), file=sys.stderr)
-        return 2
     except (HydraException, OmegaConfBaseException) as error:
         print(_bad_configuration(verb, error), file=sys.stderr)
         return 2
@@ -125,9 +129,25 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
 def _positional(words: list[str], keys: tuple[str, ...]) -> list[str]:
     """Let ``encoders show NAME`` stand for ``encoders action=show name=NAME``."""
-    plain = [word for word in words if "=" not in word and not word.startswith("-")]
-    rest = [word for word in words if word not in plain]
-    return [*(f"{key}={word}" for key, word in zip(keys, plain, strict=False)), *rest]
+    first = next((n for n, word in enumerate(words) if _is_plain(words, n)), len(words))
+    plain = [word for n, word in enumerate(words) if n >= first and _is_plain(words, n)]
+    rest = [word for n, word in enumerate(words) if n < first or not _is_plain(words, n)]
+    return [*rest, *(f"{key}={word}" for key, word in zip(keys, plain, strict=False))]
+
+
+def _is_plain(words: list[str], place: int) -> bool:
+    """Whether a word is neither a flag, nor a flag's value, nor an override."""
+    after_flag = place > 0 and words[place - 1] in _FLAGS_WITH_VALUE
+    return "=" not in words[place] and not words[place].startswith("-") and not after_flag
+
+
+def _folders_of_jobs(verb: str, overrides: list[str]) -> list[str]:
+    """Give each job of a sweep folders of its own; a demo's jobs do not share cohorts either."""
+    own = {"output_dir": "${hydra:runtime.output_dir}"}
+    if verb == "demo":
+        own["cohort.dir"] = "${hydra:runtime.output_dir}/cohort"
+        own["features.dir"] = "${hydra:runtime.output_dir}/features"
+    return [f"{key}={value}" for key, value in own.items() if not _is_set(overrides, key)]
 
 
 def _flags_first(words: list[str]) -> list[str]:

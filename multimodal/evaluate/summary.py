@@ -58,6 +58,26 @@ class EvaluateOptions:
     largest_gallery: int = LARGEST_GALLERY
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        least = {
+            "permutations": 1,
+            "bootstrap_replicates": 1,
+            "smallest_stratum": 2,
+            "largest_gallery": 2,
+            "seed": 0,
+        }
+        problems = [
+            Problem("bad-option", f"evaluation.{name}", f"{getattr(self, name)}", f"at least {low}")
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if not 0 < self.interval_level < 1:
+            wanted = "more than 0, less than 1, e.g. 0.95"
+            found = f"{self.interval_level:g}"
+            problems.append(Problem("bad-option", "evaluation.interval_level", found, wanted))
+        if problems:
+            raise InputError(problems)
+
 
 @dataclass(frozen=True)
 class Evaluated:

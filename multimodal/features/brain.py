@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from multimodal.bold.bids import BoldRun
 from multimodal.bold.options import BoldOptions
 from multimodal.bold.parcels import Atlas
 from multimodal.bold.segments import RunSegments
-from multimodal.features.fingerprint import text_digest
+from multimodal.features.fingerprint import file_identity, text_digest
 from multimodal.features.progress import progress_bar
 from multimodal.features.shards import texts, vectors
 from multimodal.features.writer import StoreWriter
@@ -64,7 +65,7 @@ def plan_shards(runs: Sequence[BoldRun], subjects_per_shard: int) -> list[BrainS
 
 
 def _identity(run: BoldRun) -> list[str]:
-    return [*run_name(run), *(_size(path) for path in (run.bold, run.mask, run.confounds))]
+    return [*run_name(run), *(_content(path) for path in (run.bold, run.mask, run.confounds))]
 
 
 def run_name(run: BoldRun) -> tuple[str, str, str, str]:
@@ -72,8 +73,15 @@ def run_name(run: BoldRun) -> tuple[str, str, str, str]:
     return run.participant_id, run.session, run.run, run.bold.name
 
 
-def _size(path: Path | None) -> str:
-    return "none" if path is None or not path.exists() else str(path.stat().st_size)
+def _content(path: Path | None) -> str:
+    """Return what tells a file from another version of it, without reading a whole scan."""
+    if path is None or not path.exists():
+        return "none"
+    if path.suffix == ".gz":
+        with path.open("rb") as file:  # ends with a checksum of what it holds, and its length
+            file.seek(max(0, path.stat().st_size - 8))
+            return f"{path.stat().st_size}:{file.read().hex()}"
+    return json.dumps(file_identity(path), sort_keys=True)
 
 
 def encode_segments(

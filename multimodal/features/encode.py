@@ -106,7 +106,7 @@ def encode_genomes(
     genotypes = _genotypes(cohort, options)
     fingerprint = {
         **_encoder_fingerprint(encoder),
-        "preprocessing": _genome_preprocessing(options, isinstance(encoder, str)),
+        "preprocessing": genome_preprocessing(options, isinstance(encoder, str)),
         "windows": windows_print,
         "genotypes": file_identity(genotypes.path),
         "participants": {
@@ -301,7 +301,8 @@ def _encoder_fingerprint(encoder: Encoder | str) -> dict[str, Any]:
     return {**versions, "encoder": encoder.spec.as_dict(), "dtype": dtype}
 
 
-def _genome_preprocessing(options: GenomeOptions, dosage: bool) -> dict[str, Any]:
+def genome_preprocessing(options: GenomeOptions, dosage: bool) -> dict[str, Any]:
+    """Return the part of a DNA store's fingerprint that `options` make."""
     values = asdict(options)
     values["filters"] = None if options.filters is None else sorted(options.filters)
     if dosage:

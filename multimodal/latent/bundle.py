@@ -81,8 +81,15 @@ def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bund
     return Bundle(path, content)
 
 
-def read_bundle(path: Path | str) -> Bundle:
+def read_bundle(path: Path | str, *, installed: bool = True) -> Bundle:
     """Read and check a bundle, before anything in it is used.
+
+    Parameters
+    ----------
+    path : path
+        The bundle's folder.
+    installed : bool
+        Whether its encoders must be installed; to load the towers alone they need not.
 
     Raises
     ------
@@ -115,7 +122,7 @@ def read_bundle(path: Path | str) -> Bundle:
     known = [*list_encoders(), "dosage"]
     for side in ("dna", "brain"):
         name = manifest[side].get("name")
-        if name not in known:
+        if installed and name not in known:
             problems.append(
                 Problem(
                     "bundle-encoder", f"{file} {side}.name", f"'{name}' is not installed",

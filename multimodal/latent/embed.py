@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ def new_cohort(paths: CohortPaths, sides: Sequence[str]) -> Cohort:
     InputError
         Neither a table nor a file of the sides asked for.
     """
+    if not sides:
+        raise InputError(_nothing())
     if paths.participants is not None:
         return read_cohort(paths)
     samples: list[str] = []
@@ -50,22 +53,23 @@ def new_cohort(paths: CohortPaths, sides: Sequence[str]) -> Cohort:
         scanned = _scanned(paths.bold)
     ids = list(dict.fromkeys([*samples, *scanned]))
     if not ids:
-        raise InputError(
-            Problem(
-                "nobody",
-                "cohort",
-                "no participants table, no genotypes, no scans",
-                "subjects to embed",
-                "set cohort.dir, or cohort.genotypes and cohort.reference, or cohort.bold and "
-                "cohort.atlas",
-            )
-        )
+        raise InputError(_nothing())
     known = set(samples)
     table = pd.DataFrame(
         {"family_id": ids, "genotype_id": [who if who in known else None for who in ids]},
         index=pd.Index(ids, name="participant_id"),
     )
     return Cohort(table, pd.DataFrame(columns=["id1", "id2", "kinship"]), paths)
+
+
+def _nothing() -> Problem:
+    return Problem(
+        "nobody",
+        "cohort",
+        "no genotypes and no scans",
+        "subjects to embed",
+        "set cohort.dir, or cohort.genotypes and cohort.reference, or cohort.bold and cohort.atlas",
+    )
 
 
 def _scanned(bold: Path) -> list[str]:
@@ -106,6 +110,7 @@ def embed_genomes(
     regions = Path(features_dir) / "regions.bed"
     write_text(regions, _bed(manifest["regions"]))
     cohort = replace(cohort, paths=replace(cohort.paths, regions=regions))
+    _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
     genome = dict(manifest["genome"])
     wanted = genome.pop("windows")
     filters = genome.get("filters")
@@ -148,6 +153,7 @@ def embed_brains(
     from multimodal.features.read import read_brain_features
 
     manifest = bundle.manifest
+    _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
     bold = dict(manifest["bold"])
     wanted = bold.pop("atlas")
     if cohort.paths.atlas is not None:
@@ -202,5 +208,20 @@ def _dosage_columns(features: GeneFeatures, store: Path, wanted: Sequence[str]) 
     place = {name: column for column, name in enumerate(read_dosage_variants(store))}
     values = np.zeros((*features.distinct.shape[:2], len(wanted)), dtype=np.float32)
     known = [column for column, name in enumerate(wanted) if name in place]
+    if not known:
+        raise InputError(
+            Problem(
+                "no-known-variant",
+                "cohort.genotypes",
+                f"none of the {len(wanted)} alleles the towers were trained on",
+                "genotypes of the same build and naming, with homozygous-reference sites kept",
+            )
+        )
+    if len(known) < len(wanted):
+        warnings.warn(
+            f"{len(wanted) - len(known)} of {len(wanted)} alleles the towers were trained on are "
+            "not in the genotypes; everybody is taken to have the reference there",
+            stacklevel=3,
+        )
     values[..., known] = features.distinct[..., [place[wanted[column]] for column in known]]
     return replace(features, distinct=values)

@@ -2,19 +2,22 @@
 
 import dataclasses
 import hashlib
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
-from multimodal.align.options import AlignOptions
+from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.cohort.atomic import write_text
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
+from multimodal.cohort.tsv import read_table
 from multimodal.evaluate.summary import Evaluated, EvaluateOptions, evaluate_latents
 from multimodal.features.encode import DOSAGE
 from multimodal.features.read import read_dosage_variants
@@ -25,7 +28,7 @@ from multimodal.verbs.console import Stages, say, table
 from multimodal.verbs.encode import encode, preparation
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import update_metrics, versions, write_json
-from multimodal.verbs.settings import cohort_paths, options, plain
+from multimodal.verbs.settings import cohort_paths, flag, options, plain
 
 
 def run(config: DictConfig) -> int:
@@ -42,34 +45,44 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
 
     output_dir = Path(config.output_dir)
     how = preparation(config)
-    choices = AlignOptions.from_dict(plain(config.align))
-    _refuse_target_bundle(how)
+    choices = align_options(plain(config.align))
+    resume = flag(config.resume, "resume")
+    evaluation = plain(config.evaluation)
+    evaluate_options(evaluation)
+    _say_if_not_embeddable(how)
     stores = encode(cohort, how, stages)
     joint = join(cohort, stores["dna"], stores["brain"], float(config.split.kinship_threshold))
-    evaluation = plain(config.evaluation)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    split = draw_split(config, joint, list(evaluation["strata"]), output_dir)
-    train = np.flatnonzero(split == "train")
+    split = draw_split(config, joint, list(evaluation["strata"]))
+    values = split.to_numpy().astype(str)
+    train = np.flatnonzero(values == "train")
     coding = CovariateCoding.fit(joint.cohort.participants, list(config.covariates), train)
     covariates = coding.matrix(joint.cohort.participants) if choices.residualise else None
-    _say_cohort(joint, split)
-    identity = _identity(choices, how, stores, plain(config.split), list(config.covariates))
-    _set_aside_other(output_dir, identity)
+    _say_cohort(joint, values)
+    identity = digest_of(
+        choices.as_dict(),
+        how.genome,
+        how.bold,
+        list(config.covariates),
+        split.to_dict(),
+        [read_fingerprint(store) for store in stores.values()],
+    )
+    before = _set_aside_other(output_dir, identity)
+    write_split(split, output_dir / "split.tsv")
     with stages.stage("align", f"{len(train)} training subjects, up to {choices.epochs} epochs"):
         fitted = fit(
-            joint.gene, joint.brain, split, joint.components, covariates, choices,
-            out_dir=output_dir, resume=bool(config.get("resume", True)),
+            joint.gene, joint.brain, values, joint.components, covariates, choices,
+            out_dir=output_dir, resume=resume,
         )  # fmt: skip
     with stages.stage("held out", "retrieval among the test subjects"):
         gene = fitted.aligner.embed_genes(joint.gene, covariates)
         brain = fitted.aligner.embed_brains(joint.brain, covariates)
-        metrics = heldout_metrics(joint, split, gene, brain, evaluation)
+        heldout = heldout_metrics(joint, values, gene, brain, evaluation)
     fitted.history.to_csv(output_dir / "history.csv", index=False)
     write_latents(
         output_dir / "latents.parquet",
         [
-            Latents("gene", joint.cohort.participant_ids, list(split), gene),
-            Latents("brain", joint.cohort.participant_ids, list(split), brain),
+            Latents("gene", joint.cohort.participant_ids, list(values), gene),
+            Latents("brain", joint.cohort.participant_ids, list(values), brain),
         ],
     )
     record = {
@@ -80,6 +93,8 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
             for name, path in vars(cohort.paths).items()
         },
         "stores": {side: str(store.absolute()) for side, store in stores.items()},
+        "store_digests": {side: digest_of(read_fingerprint(s)) for side, s in stores.items()},
+        "split_digest": digest_of(split.to_dict()),
         "dna": how.dna, "brain": how.brain, "genome": how.genome, "bold": how.bold,
         "align": choices.as_dict(), "split": plain(config.split), "evaluation": evaluation,
         "covariates": list(config.covariates),
@@ -87,40 +102,58 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
         "encoders": {side: read_fingerprint(store)["encoder"] for side, store in stores.items()},
     }  # fmt: skip
     write_json(output_dir / "run.json", record)
-    metrics = {"cohort": describe_cohort(joint, split), **metrics, "stages": stages.seconds}
-    (output_dir / "metrics.json").unlink(missing_ok=True)
-    metrics = update_metrics(output_dir, metrics)
-    bundle = write_bundle(
-        output_dir / "bundle",
-        fitted.aligner,
-        _manifest(record, stores, cohort.paths, coding, choices, metrics),
-    )
-    say_retrieval(metrics)
+    # What `evaluate` found about these same towers stays; without it the held-out test stands in.
+    found = {"cohort": describe_cohort(joint, values), "heldout": heldout, "stages": stages.seconds}
+    evaluated = before == identity and _is_evaluated(output_dir)
+    metrics = update_metrics(output_dir, found if evaluated else {**found, **heldout})
+    manifest = _manifest(record, stores, cohort.paths, coding, choices, metrics)
+    bundle = write_bundle(output_dir / "bundle", fitted.aligner, manifest)
+    say_retrieval(heldout)
     say(f"bundle in {bundle.path}, latents in {output_dir / 'latents.parquet'}")
     return metrics
 
 
-def draw_split(
-    config: DictConfig, joint: Joint, strata_keys: list[str], output_dir: Path
-) -> np.ndarray:
-    """Return each participant's part (train, validation, test): read from a file, or drawn.
+def align_options(section: dict[str, Any]) -> AlignOptions:
+    """Return the ``align`` section as options; every key's type is checked."""
+    sides = {
+        side: options(SideOptions, section[side], f"align.{side}") for side in ("gene", "brain")
+    }
+    return options(AlignOptions, {**section, **sides}, "align")
 
-    The split used is written to ``output_dir/split.tsv``.
+
+def digest_of(*values: Any) -> str:
+    """Return a short digest of JSON-ready values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def draw_split(config: DictConfig, joint: Joint, strata_keys: list[str]) -> pd.Series:
+    """Return each joint participant's part (train, validation, test): read from a file, or drawn.
+
+    A file may also name participants of the cohort who have one side only.
     """
     section = plain(config.split)
-    everybody = np.arange(len(joint.cohort.participants))
     if section["file"]:
-        split = read_split(section["file"], joint.cohort, joint.components)
-    else:
-        split = make_split(
-            joint.cohort,
-            joint.components,
-            strata_labels(joint.cohort.participants, strata_keys, everybody),
-            {name: section[name] for name in ("train", "validation", "test")},
-            int(section["seed"]),
-        )
-    write_split(split, output_dir / "split.tsv")
-    return split.to_numpy().astype(str)
+        return _split_from_file(Path(section["file"]), joint)
+    everybody = np.arange(len(joint.cohort.participants))
+    return make_split(
+        joint.cohort,
+        joint.components,
+        strata_labels(joint.cohort.participants, strata_keys, everybody),
+        {name: section[name] for name in ("train", "validation", "test")},
+        int(section["seed"]),
+    )
+
+
+def _split_from_file(file: Path, joint: Joint) -> pd.Series:
+    table, problems = read_table(file, code="split")
+    if table is None:
+        raise InputError(problems)
+    named = set(table.cells["participant_id"]) if "participant_id" in table.cells else set()
+    both = set(joint.cohort.participant_ids)
+    rows = [n for n, who in enumerate(joint.everybody.participant_ids) if who in named | both]
+    wanted = joint.everybody.take([joint.everybody.participant_ids[row] for row in rows])
+    split = read_split(file, wanted, joint.all_components[rows])
+    return split.loc[joint.cohort.participant_ids]
 
 
 def strata_of(joint: Joint, keys: list[str], train_rows: np.ndarray) -> np.ndarray:
@@ -211,54 +244,62 @@ def _say_cohort(joint: Joint, split: np.ndarray) -> None:
     say(f"{'cohort':<10} {len(split)} participants with both sides ({parts}){left}")
 
 
-def _identity(
-    choices: AlignOptions,
-    how: Preparation,
-    stores: dict[str, Path],
-    split: dict[str, Any],
-    covariates: list[str],
-) -> str:
-    """Digest of what an alignment is: its training options and the features it trains on."""
-    settings = (how.genome, how.bold, split, covariates)
-    parts = [choices.fingerprint(), *map(repr, settings)]
-    parts += [repr(read_fingerprint(store)) for store in stores.values()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _is_evaluated(output_dir: Path) -> bool:
+    file = output_dir / "metrics.json"
+    return file.is_file() and "reference_genome" in json.loads(file.read_text()).get("controls", {})
 
 
-def _set_aside_other(output_dir: Path, identity: str) -> None:
-    """Move what an alignment of other settings left in `output_dir` into a folder of its own."""
-    import json
+def _set_aside_other(output_dir: Path, identity: str) -> str | None:
+    """Move what an alignment of other settings left here into a folder of its own.
 
-    file = output_dir / "run.json"
-    marker = output_dir / "checkpoints" / "identity.txt"
-    before = marker.read_text() if marker.exists() else None
-    if before is None and file.exists():
-        before = json.loads(file.read_text()).get("identity")
+    Returns
+    -------
+    str or None
+        The identity of what lay, and still lies, in `output_dir`.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    marker = output_dir / "alignment.txt"
+    before = marker.read_text().strip() if marker.is_file() else None
     if before is not None and before != identity:
-        aside = output_dir / f"previous-{before}"
-        shutil.rmtree(aside, ignore_errors=True)
+        numbers = [int(path.name.rpartition("-")[2]) for path in output_dir.glob("previous-*")]
+        aside = output_dir / f"previous-{max(numbers, default=0) + 1}"
         aside.mkdir()
-        for name in _RESULTS:
+        for name in (*_RESULTS, marker.name):
             if (output_dir / name).exists():
                 (output_dir / name).rename(aside / name)
         say(f"{'note':<10} the results of other settings that lay here are now in {aside}")
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(identity)
+    write_text(marker, identity + "\n")
+    return before
 
 
 _RESULTS = (
     "bundle", "checkpoints", "run.json", "metrics.json", "latents.parquet", "history.csv",
-    "report.html",
+    "split.tsv", "report.html",
 )  # fmt: skip
 
 
-def _refuse_target_bundle(how: Preparation) -> None:
+def _say_if_not_embeddable(how: Preparation) -> None:
     for side, section in (("dna", how.dna), ("brain", how.brain)):
         if "_target_" in section:
             say(
                 f"note: {side} comes by _target_; it aligns and evaluates, but `embed` will "
                 "need it installed under an entry point in the group 'genebold.encoders'"
             )
+
+
+def _public_section(section: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    """Return an encoder's section as a bundle may hold it: no code, no paths of this machine."""
+    hidden = ("_target_", "device", "batch_size", "workers")
+    public = {name: value for name, value in section.items() if name not in hidden}
+    public = (
+        {"name": spec["name"], **public} if "_target_" not in section else {"name": spec["name"]}
+    )
+    spec = dict(spec)
+    if public.get("weights") is not None and Path(public["weights"]).exists():
+        public["weights"] = None
+        public["local_weights"] = Path(section["weights"]).name
+        spec["weights_id"] = Path(str(spec["weights_id"])).name
+    return {**public, "spec": spec}
 
 
 def _manifest(
@@ -274,10 +315,9 @@ def _manifest(
     prints = {side: read_fingerprint(store) for side, store in stores.items()}
     if paths.regions is None:
         raise InputError(Problem("cohort-path", "cohort.regions", "no file", "a BED file"))
-    sides = {}
-    for side in ("dna", "brain"):
-        section = {k: v for k, v in record[side].items() if k not in ("device", "batch_size")}
-        sides[side] = {**section, "spec": prints[side]["encoder"]}
+    sides = {
+        side: _public_section(record[side], prints[side]["encoder"]) for side in ("dna", "brain")
+    }
     if record["dna"].get("name") == DOSAGE:
         sides["dna"]["variants"] = read_dosage_variants(stores["dna"])
     public = ("participants", "families", "in_families", "split", "runs", "segments", "windows")

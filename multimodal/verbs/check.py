@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def check(
     dna = _collect(problems, lambda: load_side(how.dna, "dna"))
     warnings, summary = _check_genome(paths, cohort, genome, problems)
     summary += _check_bold(paths, cohort, bold, brain, problems)
-    problems += _check_features(how, dna, brain)
+    problems += _check_features(how, dna, brain, genome, bold)
     rows = [["participants", len(cohort.participants)], *summary] if cohort else summary
     return list(dict.fromkeys(problems)), warnings, rows
 
@@ -169,19 +170,30 @@ def _check_bold(
     ]
 
 
-def _check_features(how: Preparation, dna: Any, brain: Any) -> list[Problem]:
-    """Compare the encoders with those that made the features already there."""
+def _check_features(
+    how: Preparation, dna: Any, brain: Any, genome: GenomeOptions, bold: BoldOptions
+) -> list[Problem]:
+    """Compare encoders and preprocessing with those that made the features already there."""
+    from multimodal.features.encode import genome_preprocessing
     from multimodal.features.fingerprint import difference
     from multimodal.features.store import brain_store, dna_store
 
+    sides: list[tuple[Any, Path, dict[str, Any]]] = []
+    if dna is not None:
+        name = dna if isinstance(dna, str) else dna.spec.name
+        prepared = genome_preprocessing(genome, isinstance(dna, str))
+        sides.append((dna, dna_store(how.features_dir, name), prepared))
+    if brain is not None:
+        store = brain_store(how.features_dir, brain.spec.name)
+        sides.append((brain, store, dataclasses.asdict(bold)))
     problems = []
-    for encoder, store_of in ((dna, dna_store), (brain, brain_store)):
-        if encoder is None or isinstance(encoder, str):
-            continue
-        file = store_of(how.features_dir, encoder.spec.name) / "fingerprint.json"
+    for encoder, store, preprocessing in sides:
+        file = store / "fingerprint.json"
         if file.is_file():
-            stored = json.loads(file.read_text()).get("encoder", {})
-            pair = ({"encoder": stored}, {"encoder": encoder.spec.as_dict()})
-            problem = difference(file, *map(json.dumps, pair))
+            stored = json.loads(file.read_text())
+            spec = {"name": encoder} if isinstance(encoder, str) else encoder.spec.as_dict()
+            wanted = {"encoder": spec, "preprocessing": preprocessing}
+            found = {name: stored.get(name) for name in wanted}
+            problem = difference(file, json.dumps(found), json.dumps(wanted))
             problems += [problem] if problem else []
     return problems

@@ -1,6 +1,7 @@
 """``genebold demo``: a simulated cohort, taken through everything."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,14 @@ def _embed_again(
     frame, values = read_latents(output_dir / "latents.parquet")
     test = frame.loc[frame["split"] == "test", "participant_id"].drop_duplicates()
     chosen = list(test[: int(config.embed_subjects)])
-    if not chosen:
+    by_target = "_target_" in config.dna or "_target_" in config.brain
+    if not chosen or by_target:
         return None
-    with stages.stage("embed", f"{len(chosen)} test subjects again, from VCF and BOLD"):
-        parts = embed(
-            read_bundle(output_dir / "bundle"), cohort.take(chosen), ["gene", "brain"],
-            output_dir / "embedded" / "features",
-        )  # fmt: skip
+    what = f"{len(chosen)} test subjects again, from VCF and BOLD"
+    scratch = tempfile.TemporaryDirectory(dir=output_dir, prefix=".embed-")
+    with stages.stage("embed", what), scratch as folder:
+        bundle = read_bundle(output_dir / "bundle")
+        parts = embed(bundle, cohort.take(chosen), ["gene", "brain"], Path(folder))
     largest = 0.0
     for part in parts:
         rows = {

@@ -22,13 +22,13 @@ def run(config: DictConfig) -> int:
         raise InputError(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
     bundle = read_bundle(config.bundle)
     paths = cohort_paths(config.cohort)
-    cohort = new_cohort(paths, sides)
-    if config.participants is not None:
-        cohort = _chosen(cohort, [str(who) for who in config.participants])
     if paths.genotypes is None:
         sides = [side for side in sides if side != "gene"]
     if paths.bold is None:
         sides = [side for side in sides if side != "brain"]
+    cohort = new_cohort(paths, sides)
+    if config.participants is not None:
+        cohort = _chosen(cohort, [str(who) for who in config.participants])
     weights = {"dna": config.dna_weights, "brain": config.brain_weights}
     features_dir = Path(config.features.dir)
     parts = embed(bundle, cohort, sides, features_dir, weights, str(config.device))
@@ -72,8 +72,19 @@ def bundle_encoder(bundle: Bundle, side: str, weights: str | None, device: str) 
     section = {**bundle.manifest[side], "device": device}
     wanted = section.pop("spec")
     section.pop("variants", None)
+    local = section.pop("local_weights", None)
     if weights is not None:
         section["weights"] = weights
+    elif local is not None:
+        raise InputError(
+            Problem(
+                "weights-missing",
+                f"{side}_weights",
+                f"the bundle was trained with a local file or folder, '{local}'",
+                "where it lies on this machine",
+                f"set {side}_weights=PATH",
+            )
+        )
     encoder = load_side(section, side)
     if not isinstance(encoder, str) and encoder.spec.weights_sha256 != wanted["weights_sha256"]:
         raise InputError(

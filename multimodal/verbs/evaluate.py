@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
@@ -17,29 +18,30 @@ from multimodal.cohort.strata import strata_labels
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.evaluate.crossfit import cross_fit
 from multimodal.evaluate.summary import Evaluated, Latents, evaluate_latents
+from multimodal.features.store import read_fingerprint
 from multimodal.features.tables import GeneFeatures
-from multimodal.verbs.align import evaluate_options, say_retrieval, strata_of
+from multimodal.verbs.align import digest_of, evaluate_options, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.pipeline import Joint, join
 from multimodal.verbs.record import read_record, update_metrics
-from multimodal.verbs.settings import cohort_paths, options, plain
+from multimodal.verbs.settings import cohort_paths, flag, named_paths, options, plain
 
 if TYPE_CHECKING:
     from multimodal.align.aligner import Aligner
 
 METHODS = ("auto", "crossfit", "heldout")
-_INNER_VALIDATION = 0.125
 
 
 def run(config: DictConfig) -> int:
     """Evaluate the alignment in ``output_dir``, or print the plan of a cohort."""
-    if config.plan:
+    if flag(config.plan, "plan"):
         plan_cohort(config)
         return 0
     output_dir = Path(config.output_dir)
     record = read_record(output_dir)
+    recorded = {name: Path(path) for name, path in record["cohort"].items() if path is not None}
     paths = (
-        CohortPaths(**{k: None if v is None else Path(v) for k, v in record["cohort"].items()})
+        CohortPaths(**recorded).with_paths(**named_paths(config.cohort))
         if config.cohort.dir is None
         else cohort_paths(config.cohort)
     )
@@ -60,29 +62,31 @@ def evaluate(
     options, so everybody is tested once by towers that saw neither them nor their relatives.
     Large ones are tested on the split's test subjects with the towers of the bundle.
     """
+    choices = evaluate_options(evaluation)
+    controlled = flag(evaluation["covariates_only"], "evaluation.covariates_only")
     threshold = float(record["split"]["kinship_threshold"])
     stores = {side: Path(path) for side, path in record["stores"].items()}
+    _refuse_other_features(record, stores)
     joint = join(cohort, stores["dna"], stores["brain"], threshold)
     split = read_split(output_dir / "split.tsv", joint.cohort, joint.components)
+    _refuse_other_split(record, split, output_dir)
     split_values = split.to_numpy().astype(str)
     method = choose_method(evaluation, int((split_values == "test").sum()))
     task = _Task(joint, AlignOptions.from_dict(record["align"]), record, evaluation)
     controls: dict[str, Latents] = {}
     if method == "crossfit":
         folds = task.folds()
-        train_rows = np.arange(len(folds))
         with stages.stage("evaluate", f"{evaluation['folds']}-fold cross-fitting"):
             main = task.cross_fit("genome", folds)
-        if evaluation["covariates_only"]:
+        if controlled:
             with stages.stage("control", "covariates in place of the genome"):
                 controls["covariates_only"] = task.cross_fit("covariates", folds)
         controls["reference_genome"] = task.cross_fit_reference
     else:
         folds = np.where(split_values == "test", 0, -1)
-        train_rows = np.flatnonzero(split_values == "train")
         with stages.stage("evaluate", "the split's test subjects"):
             main = task.heldout("genome", split_values, output_dir)
-        if evaluation["covariates_only"]:
+        if controlled:
             with stages.stage("control", "covariates in place of the genome"):
                 controls["covariates_only"] = task.heldout("covariates", split_values, output_dir)
         controls["reference_genome"] = task.heldout("reference", split_values, output_dir)
@@ -90,13 +94,52 @@ def evaluate(
         joint.cohort.participant_ids,
         folds,
         joint.components,
-        strata_of(joint, list(evaluation["strata"]), train_rows),
+        _strata(joint, list(evaluation["strata"]), folds, split_values),
         method=method,  # type: ignore[arg-type]
     )
-    found = evaluate_latents(*main, who, controls=controls, options=evaluate_options(evaluation))
+    found = evaluate_latents(*main, who, controls=controls, options=choices)
     metrics = update_metrics(output_dir, {**found, "stages": stages.seconds})
     say_retrieval(metrics)
     return metrics
+
+
+def _refuse_other_features(record: dict[str, Any], stores: dict[str, Path]) -> None:
+    problems = [
+        Problem(
+            "other-features",
+            str(store),
+            "these features were made after the alignment, with other settings",
+            "the features the towers were trained on",
+            "run `genebold align` again, with the same run_dir",
+        )
+        for side, store in stores.items()
+        if digest_of(read_fingerprint(store)) != record["store_digests"][side]
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _refuse_other_split(record: dict[str, Any], split: pd.Series, output_dir: Path) -> None:
+    if digest_of(split.to_dict()) != record["split_digest"]:
+        raise InputError(
+            Problem(
+                "other-split",
+                str(output_dir / "split.tsv"),
+                "it was changed after the alignment",
+                "the split the towers were trained with",
+                "align with split.file=FILE instead of editing it",
+            )
+        )
+
+
+def _strata(joint: Joint, keys: list[str], folds: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Return strata of the tested; ancestry clusters are fitted on the fold's training subjects."""
+    strata = np.full(len(folds), "", dtype=object)
+    for fold in np.unique(folds[folds >= 0]):
+        tested = folds == fold
+        training = ~tested if len(np.unique(folds)) > 2 or (folds >= 0).all() else split == "train"
+        strata[tested] = strata_of(joint, keys, np.flatnonzero(training))[tested]
+    return strata.astype(str)
 
 
 def choose_method(evaluation: dict[str, Any], test_subjects: int) -> str:
@@ -141,6 +184,8 @@ class _Task:
         self.covariate_names = list(record["covariates"])
         self.evaluation = evaluation
         n = len(joint.cohort.participants)
+        split = record["split"]
+        self.validation_share = split["validation"] / (split["train"] + split["validation"])
         self._reference: tuple[np.ndarray, np.ndarray] | None = None
         self._everybody = np.arange(n)
 
@@ -194,8 +239,8 @@ class _Task:
         if side == "covariates":
             gene, brain, _, _ = self._fit(side, split)
             return gene, brain
-        aligner = read_bundle(output_dir / "bundle").load_aligner()
-        covariates = self._covariates(split) if self.choices.residualise else None
+        aligner = read_bundle(output_dir / "bundle", installed=False).load_aligner()
+        covariates = self._covariates() if self.choices.residualise else None
         brain = aligner.embed_brains(self.joint.brain, covariates)
         if side == "reference":
             return self._embed_reference(aligner, self._everybody, covariates), brain
@@ -209,7 +254,7 @@ class _Task:
 
         choices, gene = self.choices, self.joint.gene
         wanted = side == "covariates" or choices.residualise
-        covariates = self._covariates(split) if wanted else None
+        covariates = self._covariates() if wanted else None
         if side == "covariates":
             assert covariates is not None
             gene = covariate_features(self.joint.cohort.participant_ids, covariates)
@@ -224,9 +269,14 @@ class _Task:
             covariates,
         )
 
-    def _covariates(self, split: np.ndarray) -> np.ndarray:
+    def _covariates(self) -> np.ndarray:
+        """Return the design matrix; its levels are everybody's, so that no fold lacks one.
+
+        The towers scale and regress by training subjects alone: a column without variance among
+        them has no say.
+        """
         people = self.joint.cohort.participants
-        return covariate_matrix(people, self.covariate_names, np.flatnonzero(split == "train"))[0]
+        return covariate_matrix(people, self.covariate_names, self._everybody)[0]
 
     def _embed_reference(
         self, aligner: Aligner, rows: np.ndarray, covariates: np.ndarray | None
@@ -246,13 +296,18 @@ class _Task:
         return aligner.embed_genes(nothing, same)
 
     def _validation(self, train: np.ndarray, fold: int) -> np.ndarray:
-        """Return the training rows set aside to choose the epoch: whole families."""
+        """Return the training rows set aside to choose the epoch: whole families.
+
+        Their share is that of validation in the alignment's split.
+        """
+        if not self.validation_share:
+            return train[:0]
         ids = [self.joint.cohort.participant_ids[int(row)] for row in train]
         strata = strata_of(self.joint, list(self.evaluation["strata"]), self._everybody)[train]
         parts = make_folds(
             self.joint.components[train],
             strata,
-            round(1 / _INNER_VALIDATION),
+            max(2, round(1 / self.validation_share)),
             int(self.evaluation["seed"]) + 1 + fold,
             participant_ids=ids,
         )
@@ -263,16 +318,16 @@ def plan_cohort(config: DictConfig) -> None:
     """Print which effect the cohort would detect, and how many subjects an effect needs."""
     from multimodal.evaluate.power import PowerOptions, format_plan, plan
 
-    paths = (
-        CohortPaths.from_dir(Path(config.run_dir) / "cohort")
-        if config.cohort.dir is None
-        else cohort_paths(config.cohort)
-    )
+    named = named_paths(config.cohort)
+    if config.cohort.dir is None and "participants" not in named:
+        paths = CohortPaths.from_dir(Path(config.run_dir) / "cohort").with_paths(**named)
+    else:
+        paths = cohort_paths(config.cohort)
     cohort = read_cohort(paths)
     evaluation = plain(config.evaluation)
     everybody = np.arange(len(cohort.participants))
     strata = strata_labels(cohort.participants, list(evaluation["strata"]), everybody)
-    kin = components(cohort)
+    kin = components(cohort, float(config.kinship_threshold))
     folds = make_folds(
         kin,
         strata,

@@ -106,15 +106,21 @@ class Joint:
     ----------
     cohort : Cohort
         Those participants, in the cohort's order.
+    everybody : Cohort
+        The whole cohort.
+    all_components : ndarray [N] int
+        Kinship components of everybody.
     gene : GeneFeatures
     brain : BrainFeatures
     components : ndarray [n] int
-        Kinship components, from the whole cohort.
+        Those of the participants with both sides.
     only_gene, only_brain : int
         Participants left out because they have one side only.
     """
 
     cohort: Cohort
+    everybody: Cohort
+    all_components: np.ndarray
     gene: GeneFeatures
     brain: BrainFeatures
     components: np.ndarray
@@ -148,9 +154,11 @@ def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold:
             )
         )
     all_components = components(cohort, kinship_threshold)
-    rows = cohort.participants.index.get_indexer(both)
+    rows = _rows_of(both, cohort.participant_ids)
     return Joint(
         cohort.take(both),
+        cohort,
+        all_components,
         gene.take(_rows_of(both, gene.participant_ids)),
         brain.take(_rows_of(both, brain.participant_ids)),
         all_components[rows],

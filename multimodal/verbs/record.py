@@ -47,7 +47,7 @@ def read_record(output_dir: Path) -> dict[str, Any]:
 
 
 def update_metrics(output_dir: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Merge values into ``metrics.json`` (one level deep for ``stages`` and ``controls``)."""
+    """Merge values into ``metrics.json``: key by key, within ``stages`` too."""
     file = output_dir / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     stages = {**metrics.get("stages", {}), **values.get("stages", {})}

@@ -105,11 +105,28 @@ def cohort_paths(section: DictConfig) -> CohortPaths:
     Raises
     ------
     InputError
-        No such folder, and no file named either.
+        No such folder.
     """
+    folder = section.dir
+    standard = CohortPaths() if folder is None else CohortPaths.from_dir(folder)
+    return standard.with_paths(**named_paths(section))
+
+
+def named_paths(section: DictConfig) -> dict[str, Path]:
+    """Return the files that a ``cohort`` section names one by one."""
     values = plain(section)
-    folder = Path(values.pop("dir"))
-    named = {name: Path(value) for name, value in values.items() if value is not None}
-    if named and not folder.is_dir():
-        return CohortPaths(**named)
-    return dataclasses.replace(CohortPaths.from_dir(folder), **named)
+    values.pop("dir")
+    return {name: Path(value) for name, value in values.items() if value is not None}
+
+
+def flag(value: Any, key: str) -> bool:
+    """Return a setting that is true or false.
+
+    Raises
+    ------
+    InputError
+        It is neither; YAML 1.2 reads ``no`` and ``off`` as text.
+    """
+    if not isinstance(value, bool):
+        raise InputError(Problem("bad-value", key, repr(value), "true or false"))
+    return value

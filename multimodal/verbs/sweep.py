@@ -7,7 +7,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.bold.bids import natural_key
 from multimodal.verbs.console import say, table
+
+_FOLDERS = ("run_dir=", "output_dir=", "cohort.dir=", "features.dir=")
 
 
 class CompareRuns(Callback):
@@ -19,7 +22,8 @@ class CompareRuns(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         sweep_dir = Path(config.hydra.sweep.dir)
-        rows = [_row(job) for job in sorted(sweep_dir.iterdir()) if (job / ".hydra").is_dir()]
+        jobs = [job for job in sweep_dir.iterdir() if (job / ".hydra").is_dir()]
+        rows = [_row(job) for job in sorted(jobs, key=lambda job: natural_key(job.name))]
         if not rows:
             return
         header = list(rows[0])
@@ -34,7 +38,7 @@ class CompareRuns(Callback):
 
 def _row(job: Path) -> dict[str, Any]:
     overrides = [str(word) for word in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
-    shown = [word for word in overrides if not word.startswith(("run_dir=", "output_dir="))]
+    shown = [word for word in overrides if not word.startswith(_FOLDERS)]
     row: dict[str, Any] = {"run": " ".join(shown) or job.name}
     file = job / "metrics.json"
     metrics = json.loads(file.read_text()) if file.is_file() else {}

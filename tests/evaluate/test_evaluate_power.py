@@ -90,7 +90,7 @@ def test_cross_fitting_tests_everybody_but_widens_the_null() -> None:
     crossed = Evaluated([f"{row}" for row in rows], rows % 5, rows, np.full(100, "all"), "crossfit")
     layout = layouts(crossed)["raw"]
     assert layout.sizes().tolist() == [20] * 5
-    # Five independent galleries of 20, averaged; each tests 19 of the 20 that it teaches the others.
+    # Five independent galleries of 20, averaged; each tests 19 of the 20 that it teaches.
     wanted = gallery_sd(20, 4) / np.sqrt(5) * np.sqrt(1 + 19 / 20)
     assert layout.null_sd(4) == pytest.approx(wanted)
 

@@ -104,13 +104,12 @@ def test_embed_agrees_with_align_also_for_one_side(demo: Path, tmp_path: Path) -
     done = genebold(
         "embed",
         f"bundle={demo / 'bundle'}",
-        f"cohort.dir={tmp_path / 'nowhere'}",
         f"cohort.genotypes={cohort / 'genotypes.vcf.gz'}",
         f"cohort.reference={cohort / 'reference.fa'}",
         f"run_dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
-    frame, values = read_latents(tmp_path / "latents.parquet")
+    frame, values = read_latents(tmp_path / "embedded" / "latents.parquet")
     assert set(frame["modality"]) == {"gene"}
     assert set(frame["split"]) == {"new"}
     theirs, before = read_latents(demo / "latents.parquet")
@@ -188,10 +187,10 @@ def test_dosage_bundles_find_their_variants_by_name(demo: Path, tmp_path: Path) 
     done = genebold(
         "embed",
         f"run_dir={run}",
-        f"output_dir={tmp_path / 'new'}",
+        f"cohort.dir={run / 'cohort'}",
         "sides=[gene]",
     )
     assert done.returncode == 0, done.stderr
-    _, values = read_latents(tmp_path / "new" / "latents.parquet")
+    _, values = read_latents(run / "embedded" / "latents.parquet")
     frame, before = read_latents(run / "latents.parquet")
     np.testing.assert_allclose(values, before[(frame["modality"] == "gene").to_numpy()], atol=1e-6)
