@@ -183,8 +183,11 @@ class _Scan:
     def run(self, regions: Sequence[Region], flank_bp: int) -> None:
         """Read what the regions cover, and report."""
         lengths = self.genotypes.reference.lengths
+        before: Region | None = None
         for interval in _merged(regions, flank_bp, lengths):
-            self._read(interval)
+            follows = before is not None and before.chrom == interval.chrom
+            self._read(interval, before.end_bp if before is not None and follows else 0)
+            before = interval
         self._report()
         for region in regions:
             low, high = np.searchsorted(
@@ -201,33 +204,42 @@ class _Scan:
                     )
                 )
 
-    def _read(self, interval: Region) -> None:
-        file = self.genotypes.variants
-        chrom, start, end = interval.chrom, interval.start_bp, interval.end_bp
+    def _read(self, interval: Region, done_bp: int) -> None:
+        """Look at an interval; what begins before `done_bp` was looked at with the one before."""
+        file, samples = self.genotypes.variants, self.survey.samples
+        chrom, end = interval.chrom, interval.end_bp
         try:
-            bases = self.genotypes.reference.fetch(chrom, start, end)
-            for record in file.records(chrom, start, end, self.survey.samples):
-                if record.start_bp >= start:
-                    self._look_at(record, interval, bases)
+            # What begins before the interval is used with it, though it is counted elsewhere.
+            first = self.genotypes.first_bp(interval, samples)
+            bases = self.genotypes.reference.fetch(chrom, first, end)
+            for record in file.records(chrom, first, end, samples):
+                if record.start_bp < first:
+                    continue
+                if record.start_bp >= done_bp and self.genotypes.passes(record):
+                    self._check(record, bases, first, end)
+                if record.start_bp >= interval.start_bp:
+                    self._count(record, interval)
         except InputError as error:
             self.survey.problems += error.problems
 
-    def _look_at(self, record: Record, interval: Region, bases: str) -> None:
-        if not self.genotypes.passes(record):
-            self.totals["filtered"] += 1
-            return
-        start, end = interval.start_bp, record.start_bp + len(record.ref)
-        if end > interval.end_bp:
-            fasta = self.genotypes.reference
-            start = record.start_bp
-            bases = fasta.fetch(record.chrom, start, min(end, fasta.lengths[record.chrom]))
-        problem = self.genotypes.ref_problem(record, bases, start)
+    def _check(self, record: Record, bases: str, first_bp: int, end_bp: int) -> None:
+        """Note a REF unlike the reference, and genotypes without phase, each record once."""
+        stop = record.start_bp + len(record.ref)
+        if stop > end_bp:
+            fasta, first_bp = self.genotypes.reference, record.start_bp
+            bases = fasta.fetch(record.chrom, first_bp, min(stop, fasta.lengths[record.chrom]))
+        problem = self.genotypes.ref_problem(record, bases, first_bp)
         if problem is not None:
             self.mismatches.append(problem)
         rows = int(unphased_rows(record).sum())
         if rows and not self.unphased:
             self.first_unphased = f"{record.chrom}:{record.start_bp + 1}"
         self.unphased += rows
+
+    def _count(self, record: Record, interval: Region) -> None:
+        if not self.genotypes.passes(record):
+            self.totals["filtered"] += 1
+            return
         counts = count_records(
             [record],
             lambda edit: True,

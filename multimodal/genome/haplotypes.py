@@ -230,24 +230,16 @@ class Genotypes:
         filtered : int
             How many others begin in the interval.
         """
-        file, chrom = self.variants, interval.chrom
+        chrom = interval.chrom
         problems = [
             chromosome_problem(chrom, self.reference.lengths, str(self.reference.path), "FASTA"),
-            chromosome_problem(chrom, file.chromosomes, str(self.path), "VCF"),
+            chromosome_problem(chrom, self.variants.chromosomes, str(self.path), "VCF"),
         ]
         if any(problems):
             raise InputError([problem for problem in problems if problem is not None])
         self.reference.require(chrom, interval.start_bp, interval.end_bp)
-        start = max(0, interval.start_bp - 1)
-        while True:
-            found = list(file.records(chrom, start, interval.end_bp, samples))
-            passing = [record for record in found if self.passes(record)]
-            spelled = [r.start_bp for r in passing if any(map(is_explicit, r.alts))]
-            first = min(spelled, default=start)
-            if first >= start:
-                break
-            start = max(0, first - 1)
-        kept = [record for record in passing if record.start_bp >= start]
+        found, start = self._with_overlapped(interval, samples)
+        kept = [r for r in found if r.start_bp >= start and self.passes(r)]
         end = max([interval.end_bp, *(r.start_bp + len(r.ref) for r in kept)])
         bases = self.reference.fetch(chrom, start, min(end, self.reference.lengths[chrom]))
         mismatches = [p for r in kept if (p := self.ref_problem(r, bases, start)) is not None]
@@ -255,6 +247,37 @@ class Genotypes:
             raise InputError(mismatches[:5])
         dropped = sum(not self.passes(r) and r.start_bp >= interval.start_bp for r in found)
         return kept, dropped
+
+    def first_bp(self, interval: Region | Window, samples: Sequence[str]) -> int:
+        """Return how far to the left the `records` of an interval may begin.
+
+        Parameters
+        ----------
+        interval : Region or Window
+        samples : sequence of str
+
+        Returns
+        -------
+        int
+            0-based; records that begin further left have no bearing on the interval.
+        """
+        start = interval.start_bp
+        edge = Region("", interval.chrom, start, min(start + 1, interval.end_bp))
+        return self._with_overlapped(edge, samples)[1]
+
+    def _with_overlapped(
+        self, interval: Region | Window, samples: Sequence[str]
+    ) -> tuple[list[Record], int]:
+        """Read on to the left as long as a record reaches in; return where that ended, too."""
+        start = max(0, interval.start_bp - 1)
+        while True:
+            found = list(self.variants.records(interval.chrom, start, interval.end_bp, samples))
+            passing = (record for record in found if self.passes(record))
+            spelled = [r.start_bp for r in passing if any(map(is_explicit, r.alts))]
+            first = min(spelled, default=start)
+            if first >= start:
+                return found, start
+            start = max(0, first - 1)
 
     def passes(self, record: Record) -> bool:
         """Tell whether the record's FILTER is among those taken."""

@@ -153,6 +153,37 @@ def test_unphased_genotypes(tmp_path, fasta) -> None:
         Genotypes(path, fasta, unphased="guess")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (Line(50, "C", ("CTT",), ("0/1", "0|0")), "unphased"),
+        (Line(49, "CCC", ("C",), ("0|1", "0|0")), "ref-mismatch"),
+        (Line(49, "ACG", ("A",), ("0/1", "0|0")), "unphased"),
+    ],
+)
+def test_records_that_begin_before_the_region_are_checked(tmp_path, fasta, line, code) -> None:
+    far = Line(44, "T", ("A",), ("0/1", "0|1"))  # no bearing on the region
+    inside = Line(60, "T", ("A",), ("0|1", "1|1"))
+    vcf = write_vcf(tmp_path, [far, line, inside], SAMPLES)
+    problem = both_ways(vcf, fasta, Region("gene", "7", 50, 100))
+    assert problem.code == code
+    assert problem.where == f"{vcf} 7:{line.position}"
+    assert survey_genome(vcf, fasta, [Region("gene", "7", 50, 100)], SAMPLES).sites == 1
+
+
+def test_a_chain_of_overlaps_is_checked_once(tmp_path, fasta) -> None:
+    lines = [
+        Line(41, "ACGTA", ("A",), ("0/1", "0|0")),
+        Line(45, "ACGTAC", ("A",), ("0|1", "0|0")),
+    ]
+    vcf = write_vcf(tmp_path, lines, SAMPLES)
+    regions = [Region("left", "7", 20, 43), Region("gene", "7", 48, 100)]
+    for chosen in (regions, regions[1:]):
+        (problem,) = find_genome_problems(vcf, fasta, chosen, SAMPLES)
+        assert problem.code == "unphased"
+        assert problem.found.startswith("1 heterozygous genotype ")
+
+
 def test_fasta_without_index_is_refused_and_none_is_written(tmp_path, vcf) -> None:
     fasta = write_fasta(tmp_path, SEQUENCE, index=False)
     before = sorted(os.listdir(tmp_path))
