@@ -20,6 +20,7 @@ from multimodal.simulate.options import SimulationOptions
 from multimodal.simulate.streams import stream
 from multimodal.simulate.variants import SimulatedRegion, Variant
 
+BASES = frozenset("ACGT")
 COPY_LIMIT_BYTES = 50_000_000
 THIN_BP = 5_000
 MIN_THIN_BP = 500
@@ -220,7 +221,7 @@ def _read_common(genotypes: Path, picked: np.ndarray) -> _Common:
     alt: list[str] = []
     columns: list[np.ndarray] = []
     for record in _records(genotypes):
-        counts = _counts(record)[picked]
+        counts = _counts(record, genotypes)[picked]
         called = counts[counts >= 0]
         frequency = float(called.mean()) / 2.0 if len(called) else 0.0
         if ANCESTRY_FREQUENCY <= frequency <= 1.0 - ANCESTRY_FREQUENCY:
@@ -245,7 +246,7 @@ def _records(genotypes: Path) -> Iterator[Any]:
     reader = VCF(str(genotypes))
     try:
         for record in reader:
-            if len(record.ALT) == 1 and len(record.REF) == 1 and record.ALT[0] in "ACGT":
+            if len(record.ALT) == 1 and len(record.REF) == 1 and record.ALT[0] in BASES:
                 yield record
     # cyvcf2 raises nothing more specific for a damaged record.
     except Exception as error:
@@ -254,8 +255,18 @@ def _records(genotypes: Path) -> Iterator[Any]:
         reader.close()
 
 
-def _counts(record: Any) -> np.ndarray:
+def _counts(record: Any, genotypes: Path) -> np.ndarray:
     """Alternate-allele counts of all samples, -1 where any allele is missing."""
+    if "GT" not in (record.FORMAT or ()):
+        raise InputError(
+            Problem(
+                "simulation-real-input",
+                f"{genotypes}: {record.CHROM}:{record.POS}",
+                "no genotypes (FORMAT has no GT)",
+                "genotypes of every sample at every variant",
+                "take a file with called genotypes, or leave such variants out",
+            )
+        )
     alleles = record.genotype.array()[:, :-1]
     missing = (alleles == -1).any(axis=1)
     return np.where(missing, -1, (alleles == 1).sum(axis=1)).astype(np.int8)

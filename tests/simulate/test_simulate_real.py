@@ -1,5 +1,6 @@
 """Semi-simulation: the three worlds on genotypes that somebody else wrote."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -98,6 +99,43 @@ def test_a_damaged_file_is_refused(source, tmp_path):
     damaged.write_bytes(b"not a VCF file")
     with pytest.raises(InputError, match=r"damaged\.vcf\.gz: cannot be read"):
         plant({**source, "genotypes": damaged}, tmp_path / "planted")
+
+
+def rewritten(source, path, change):
+    """Write the genotypes anew with each line changed, as plain VCF."""
+    lines = gzip.decompress(source["genotypes"].read_bytes()).decode().splitlines()
+    path.write_text("\n".join(map(change, lines)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("alt", ["GT", "CG", "ACGT"])
+def test_insertions_are_no_single_base_variants(source, tmp_path, alt):
+    """Each of these is part of the word ACGT, and none is a base."""
+
+    def insert(line):
+        fields = line.split("\t")
+        return "\t".join([*fields[:4], alt, *fields[5:]]) if line.startswith("chr2") else line
+
+    path = rewritten(source, tmp_path / "insertions.vcf", insert)
+    found = real._read_common(path, np.arange(50))
+    assert set(found.chrom.tolist()) == {"chr1"}
+    assert all(base in {"A", "C", "G", "T"} for base in found.alt)
+
+
+@pytest.mark.parametrize("where", ["chr", "chr2"])
+def test_variants_without_genotypes_are_refused(source, tmp_path, where):
+    def drop(line):
+        fields = line.split("\t")
+        if not line.startswith(where):
+            return line
+        return "\t".join([*fields[:8], "DP", *(["3"] * len(fields[9:]))])
+
+    header = "##FORMAT=<ID=DP,Number=1,Type=Integer,Description=Depth>\n#CHROM"
+    path = rewritten(
+        source, tmp_path / "depths.vcf", lambda line: drop(line).replace("#CHROM", header)
+    )
+    with pytest.raises(InputError, match=rf"depths\.vcf: {where}.*no genotypes"):
+        real._read_common(path, np.arange(50))
 
 
 def test_genotypes_without_reference_are_refused(source, tmp_path):
