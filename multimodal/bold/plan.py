@@ -85,6 +85,8 @@ def plan_run(run: BoldRun, atlas: Atlas, spec: ParcelSpec, options: BoldOptions)
         return plan
     scan = plan.scan
     plan.tr_s = plan.attempt(repetition_time_s, scan, run.tr_s)
+    if plan.tr_s is not None:
+        plan.problems += find_cutoff_problems(scan, plan.tr_s, options)
     plan.labels = plan.attempt(
         labels_on_grid,
         atlas,
@@ -114,6 +116,36 @@ def find_spec_problems(atlas: Atlas, spec: ParcelSpec) -> list[Problem]:
         fix = f"set cohort.atlas to {image}"
         problems.append(Problem("channel-count", "channel count", found, wanted, fix))
     return problems
+
+
+def find_cutoff_problems(scan: Scan, tr_s: float, options: BoldOptions) -> list[Problem]:
+    """Problems of a band-pass whose cut-offs the recording is too slow for.
+
+    Parameters
+    ----------
+    scan : Scan
+    tr_s : float
+        Repetition time of the recording in seconds; its Nyquist frequency is half the inverse.
+    options : BoldOptions
+
+    Returns
+    -------
+    list of Problem
+        Code ``"filter-cut-off"``, one a cut-off. Empty unless the filter is Butterworth.
+    """
+    if options.filter != "butterworth":
+        return []
+    nyquist_hz = 0.5 / tr_s
+    wanted = f"below {nyquist_hz:g} Hz, the fastest that a repetition time of {tr_s:g} s can show"
+    fixes = {
+        "high_pass_hz": "set bold.high_pass_hz lower (0.008 is usual), or null",
+        "low_pass_hz": "set bold.low_pass_hz lower (0.1 is usual), or null",
+    }
+    return [
+        Problem("filter-cut-off", str(scan.path), f"bold.{name} is {cut_hz:g} Hz", wanted, fix)
+        for name, fix in fixes.items()
+        if (cut_hz := getattr(options, name)) is not None and cut_hz >= nyquist_hz
+    ]
 
 
 def check_emptied(scan: Scan, atlas: Atlas, seen: np.ndarray, options: BoldOptions) -> None:

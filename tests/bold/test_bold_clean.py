@@ -225,6 +225,23 @@ def test_butterworth_passes_its_band_only(censored: list[int]) -> None:
     assert np.corrcoef(cleaned[:, 0], within[keep])[0, 1] > 0.95
 
 
+@pytest.mark.parametrize(
+    ("high_pass_hz", "low_pass_hz", "wrong"),
+    [(0.3, None, ["high_pass_hz"]), (0.01, 0.25, ["low_pass_hz"]), (0.01, 0.24, [])],
+)
+def test_cut_offs_stay_below_nyquist(
+    tmp_path: Path, high_pass_hz: float, low_pass_hz: float | None, wrong: list[str]
+) -> None:
+    bench = Bench(tmp_path)
+    cuts = {"high_pass_hz": high_pass_hz, "low_pass_hz": low_pass_hz}
+    options = replace(RAW, filter="butterworth", **cuts)
+    problems = find_bold_problems([bench.run()], bench.atlas, parcel_input(), options)
+    assert [problem.code for problem in problems] == ["filter-cut-off"] * len(wrong)
+    for problem, name in zip(problems, wrong, strict=True):
+        assert f"bold.{name}" in problem.found
+        assert "below 0.25 Hz" in problem.wanted
+
+
 def test_butterworth_takes_short_runs() -> None:
     options = replace(RAW, filter="butterworth", high_pass_hz=0.01, low_pass_hz=0.1, detrend=True)
     series = np.random.default_rng(0).normal(size=(12, 2))
@@ -352,6 +369,19 @@ def test_options_that_contradict_themselves() -> None:
         {"compcor": -1},
         {"stride_frames": 0},
         {"min_frames": 1},
+        {"min_frames": 20.5},
+        {"stride_frames": 0.5},
+        {"stride_frames": True},
+        {"skip_frames": 2.5},
+        {"compcor": 1.5},
+        {"compcor": "2"},
+        {"min_stretch_frames": None},
+        {"use_mask": "false"},
+        {"detrend": 1},
+        {"task": 1},
+        {"fd_threshold_mm": "0.5"},
+        {"high_pass_hz": float("inf")},
+        {"filter": "butterworth", "high_pass_hz": "0.1", "low_pass_hz": 0.2},
     ):
         with pytest.raises(InputError) as caught:
             BoldOptions(**values)
