@@ -1,5 +1,7 @@
 """What can be chosen on the way from a BOLD run to segments, checked when it is chosen."""
 
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -17,19 +19,39 @@ class ParcelSpec(Protocol):
     """The attributes of `encoders.base.ParcelInput` that the BOLD side reads (no torch needed)."""
 
     @property
-    def parcels(self) -> int | None: ...
+    def parcels(self) -> int | None:
+        """Number of parcels wanted; None takes any."""
+        ...
+
     @property
-    def frames(self) -> int | None: ...
+    def frames(self) -> int | None:
+        """Frames of a segment; None takes a whole run as one."""
+        ...
+
     @property
-    def tr_s(self) -> float | None: ...
+    def tr_s(self) -> float | None:
+        """Repetition time wanted, in seconds; None takes any."""
+        ...
+
     @property
-    def atlas(self) -> str | None: ...
+    def atlas(self) -> str | None:
+        """Name of the atlas the parcels are from, for messages; None where any will do."""
+        ...
+
     @property
-    def order(self) -> Literal["atlas", "y"]: ...
+    def order(self) -> Literal["atlas", "y"]:
+        """Order of the parcels: the atlas table's, or ascending in y (mm)."""
+        ...
+
     @property
-    def normalisation(self) -> str: ...
+    def normalisation(self) -> str:
+        """Name of the scaling of a run's values, one of those in `multimodal.bold.normalise`."""
+        ...
+
     @property
-    def statistics(self) -> Mapping[str, float]: ...
+    def statistics(self) -> Mapping[str, float]:
+        """Numbers that the scaling takes from the encoder's training data, by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -113,8 +135,10 @@ class BoldOptions:
     tr_mismatch: TrMismatch = "error"
 
     def __post_init__(self) -> None:
-        problems = [*self._find_unknown_choices(), *self._find_bad_numbers()]
-        problems += self._find_contradictions()
+        problems = [*self._find_unknown_choices(), *self._find_other_types()]
+        problems += self._find_bad_numbers()
+        # Values that are none of their kind cannot be compared.
+        problems = problems or self._find_contradictions()
         if problems:
             raise InputError(problems)
 
@@ -141,18 +165,32 @@ class BoldOptions:
             if getattr(self, name) not in get_args(choice)
         ]
 
+    def _find_other_types(self) -> list[Problem]:
+        problems = []
+        for name in ("use_mask", "atlas_resample", "detrend", "drop_non_steady"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                problems.append(_bad(name, value, "true or false"))
+        for name in ("space", "task"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                problems.append(_bad(name, value, "text, or null", f'write bold.{name}="{value}"'))
+        return problems
+
     def _find_bad_numbers(self) -> list[Problem]:
         problems = []
-        positive = ("high_pass_hz", "low_pass_hz", "fd_threshold_mm", "std_dvars_threshold")
-        for name in (*positive, "stride_frames"):
+        for name in ("high_pass_hz", "low_pass_hz", "fd_threshold_mm", "std_dvars_threshold"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not _is_positive(value):
                 problems.append(_bad(name, value, "a number above 0, or null"))
-        counts = ("compcor", "min_stretch_frames", "skip_frames")
-        negative = [name for name in counts if getattr(self, name) < 0]
-        problems += [_bad(name, getattr(self, name), "0 or more") for name in negative]
-        if self.min_frames < 2:
-            problems.append(_bad("min_frames", self.min_frames, "2 or more"))
+        least = {"compcor": 0, "min_stretch_frames": 0, "skip_frames": 0, "min_frames": 2}
+        for name, lowest in least.items():
+            if not _is_count(getattr(self, name), lowest):
+                wanted = f"a whole number, {lowest} or more"
+                problems.append(_bad(name, getattr(self, name), wanted))
+        if self.stride_frames is not None and not _is_count(self.stride_frames, 1):
+            wanted = "a whole number above 0, or null"
+            problems.append(_bad("stride_frames", self.stride_frames, wanted))
         return problems
 
     def _find_contradictions(self) -> list[Problem]:
@@ -172,6 +210,16 @@ class BoldOptions:
         return []
 
 
+def _is_positive(value: object) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0  # type: ignore[arg-type, operator]
+
+
+def _is_count(value: object, least: int) -> bool:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_whole and value >= least  # type: ignore[operator]
+
+
 def _bad(field: str, found: object, wanted: str, fix: str = "") -> Problem:
-    shown = "null" if found is None else found
-    return Problem("bold-option", f"bold.{field}", f"{shown}", wanted, fix)
+    shown = "null" if found is None else repr(found) if isinstance(found, str) else str(found)
+    return Problem("bold-option", f"bold.{field}", shown, wanted, fix)
