@@ -14,6 +14,11 @@ from multimodal.cohort.tsv import MISSING, TextTable, numbers, read_table
 TEXT_COLUMNS = ("participant_id", "family_id", "genotype_id", "sex", "site", "ancestry")
 """Columns that stay text even where every value looks like a number (sex 1/2, site 11010)."""
 
+# What other programs write where BIDS has n/a: R and pandas, Excel, SQL, Stata and SAS.
+_MISSING_ELSEWHERE = ("na", "nan", "#n/a", "null", "none", ".")
+# PLINK's family of those who have none.
+_NO_FAMILY = "0"
+
 _STANDARD_NAMES = {
     "participants": ("participants.tsv",),
     "kinship": ("kinship.tsv", "kinship.kin0"),
@@ -104,7 +109,8 @@ class Cohort:
     ----------
     participants : DataFrame
         Index ``participant_id`` in file order. ``family_id`` and ``genotype_id`` are always there:
-        a missing family is the participant's own id, a missing genotype is None. Numeric columns
+        a missing family (``n/a``, or PLINK's ``0``) is the participant's own id, with a tab behind
+        it where a family has that name; a missing genotype is None. Numeric columns
         are float64 with NaN for ``n/a``; the others are text with None for ``n/a``.
     kinship : DataFrame
         Columns id1, id2 (participant ids) and kinship.
@@ -190,6 +196,7 @@ def find_table_problems(
         return problems
     problems += _id_problems(table)
     problems += _number_problems(table)
+    problems += _missing_word_problems(table)
     if with_bold is not None:
         problems += _modality_problems(table, with_bold)
     if paths.kinship is not None:
@@ -211,7 +218,10 @@ def _typed(table: TextTable) -> pd.DataFrame:
             columns[name] = cells.astype(object).mask(missing, None)
     ids = table.cells["participant_id"]
     families = columns.get("family_id", pd.Series([None] * len(ids), dtype=object))
-    columns["family_id"] = families.where(families.notna(), ids)
+    families = families.mask(families == _NO_FAMILY, None)
+    # No cell of a table can hold a tab, so nobody's family has this name.
+    own = ids.where(~ids.isin(families.dropna()), ids + "\t")
+    columns["family_id"] = families.where(families.notna(), own)
     columns.setdefault("genotype_id", ids.astype(object))
     return pd.DataFrame(columns).set_index("participant_id")
 
@@ -274,6 +284,29 @@ def _number_problems(table: TextTable) -> Iterator[Problem]:
             yield Problem(
                 "participants-not-a-number", table.at(row), found, "a number, or n/a if unknown"
             )
+
+
+def _missing_word_problems(table: TextTable) -> Iterator[Problem]:
+    """Name columns that another program's word for a missing value would make text of.
+
+    A numeric covariate would become one indicator a value, and all without a family relatives.
+    """
+    for name in table.columns:
+        if _must_be_number(name) or (name in TEXT_COLUMNS and name != "family_id"):
+            continue
+        cells = table.cells[name]
+        words = cells.str.lower().isin(_MISSING_ELSEWHERE).to_numpy()
+        others = cells[~words & ~table.missing(name)]
+        numeric = len(others) > 0 and not np.isnan(numbers(others)).any()
+        if words.any() and (numeric or name == "family_id"):
+            first = int(np.flatnonzero(words)[0])
+            more = int(words.sum()) - 1
+            found = f"{name} is {cells.iloc[first]!r}" + (f", and {more} more so" if more else "")
+            yield Problem(
+                "participants-missing-word", table.at(first), found,
+                f"{MISSING} where a value is missing",
+                f"write {MISSING} (R: write.table(..., na = \"{MISSING}\"))",
+            )  # fmt: skip
 
 
 def _modality_problems(table: TextTable, with_bold: Collection[str]) -> Iterator[Problem]:

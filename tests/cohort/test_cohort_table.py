@@ -39,6 +39,44 @@ def test_reads_types_and_fills_in(tmp_path: Path) -> None:
     assert cohort.kinship.values.tolist() == [["sub-01", "sub-03", 0.25]]
 
 
+def test_those_without_a_family_have_one_each(tmp_path: Path) -> None:
+    text = "participant_id\tfamily_id\na\t0\nb\t0\nc\tn/a\nd\tc\ne\tF\nf\tF\n"
+    families = read_cohort(cohort_dir(tmp_path, text)).participants["family_id"]
+    assert families.nunique() == 5
+    assert families["a"] == "a"
+    assert families["c"] != families["d"]
+    assert families["e"] == families["f"] == "F"
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "#N/A", "."])
+def test_other_programs_words_for_missing_are_named(tmp_path: Path, word: str) -> None:
+    text = f"participant_id\tfamily_id\tiq\tgroup\nx\tF\t99\tA\ny\tG\t{word}\tNA\n"
+    (problem,) = find_table_problems(cohort_dir(tmp_path, text))
+    assert problem.code == "participants-missing-word"
+    assert problem.where.endswith("line 3")
+    assert f"iq is '{word}'" in problem.found
+    assert "n/a" in problem.fix
+    text = text.replace(f"\t{word}\tNA", "\tn/a\tNA")
+    people = read_cohort(cohort_dir(tmp_path, text)).participants
+    assert people["iq"].dtype == float
+    assert people["group"].tolist() == ["A", "NA"]
+    families = text.replace("\tG\t", f"\t{word}\t")
+    assert codes_and_lines(cohort_dir(tmp_path, families)) == [
+        ("participants-missing-word", "line 3")
+    ]
+
+
+def test_quotes_and_surplus_fields(tmp_path: Path) -> None:
+    text = '"participant_id"\t"age"\n"x"\t31\n"y ""z"""\t32\n'
+    assert read_cohort(cohort_dir(tmp_path, text)).participant_ids == ["x", 'y "z"']
+    rows = "".join(f"p{i}\t30\t\n" for i in range(9))
+    problems = find_table_problems(cohort_dir(tmp_path, f"participant_id\tage\n{rows}"))
+    found = [problem for problem in problems if problem.code == "participants-row-width"]
+    assert [problem.where.rpartition(" ")[2] for problem in found[:5]] == list("23456")
+    assert found[5].found.startswith("4 more rows")
+    assert len(found) == 6
+
+
 def test_genotype_id_defaults_to_participant_id(tmp_path: Path) -> None:
     cohort = read_cohort(cohort_dir(tmp_path, "participant_id\nsub-01\nsub-02\n"))
     assert cohort.participants["genotype_id"].tolist() == ["sub-01", "sub-02"]
