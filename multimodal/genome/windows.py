@@ -64,7 +64,8 @@ def make_windows(
         Longest sequence the encoder takes. Insertions make haplotypes longer than their window, so
         leave room: ``Genotypes.haplotypes`` refuses what is longer.
     lengths : mapping of str to int, optional
-        Chromosome lengths in bases (``Reference.lengths``).
+        Chromosome lengths in bases (``Reference.lengths``). Without them windows may reach beyond
+        the end, where reading them is refused (``region-out-of-range``).
 
     Returns
     -------
