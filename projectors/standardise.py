@@ -30,6 +30,8 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 _ROUNDING = 2.0**-22
 _EXACT_SVD_LIMIT = 4096
 _RANK_TOLERANCE = 1e-7
+_COLLINEAR = 1e-10
+_FILL_IN = "fill in the missing values, or leave these subjects out"
 
 Array = NDArray[np.float64]
 
@@ -64,13 +66,14 @@ class StandardiserOptions:
                     "unknown-scale", "standardiser.scale", repr(self.scale), " or ".join(SCALES)
                 )
             )
-        if self.components is not None and self.components < 1:
+        whole = isinstance(self.components, int) and not isinstance(self.components, bool)
+        if self.components is not None and not (whole and self.components >= 1):
             problems.append(
                 Problem(
                     "bad-components",
                     "standardiser.components",
                     str(self.components),
-                    "at least 1, or null for no PCA",
+                    "a whole number of at least 1, or null for no PCA",
                 )
             )
         if not 0 < self.explained_variance <= 1:
@@ -170,9 +173,10 @@ class Standardiser(nn.Module):
         Raises
         ------
         InputError
-            Fewer than two subjects, or a feature that is not finite.
+            Fewer than two subjects, a feature or covariate that is not finite, or so many
+            covariates that they explain any feature.
         """
-        _check_fit_input(features)
+        _check_fit_input(features, covariates)
         subjects, windows, dim = features.shape
         values = features.to(torch.float64).reshape(subjects, -1).numpy()
         count = 0 if covariates is None else covariates.shape[1]
@@ -229,8 +233,8 @@ class Standardiser(nn.Module):
         Raises
         ------
         InputError
-            Covariates are missing, not asked for, or of another number; or the features have
-            another shape.
+            Covariates are missing, not asked for, of another number or not finite; or the
+            features have another shape.
         """
         self._check_input(features, covariates)
         values = features.to(torch.float64)
@@ -268,9 +272,11 @@ class Standardiser(nn.Module):
                     else "leave them out: this tower regresses nothing out",
                 )
             )
+        if covariates is not None:
+            _check_finite(covariates, "covariates", "subjects", _FILL_IN)
 
 
-def _check_fit_input(features: Tensor) -> None:
+def _check_fit_input(features: Tensor, covariates: Tensor | None) -> None:
     if features.shape[0] < 2:
         raise InputError(
             Problem(
@@ -280,24 +286,50 @@ def _check_fit_input(features: Tensor) -> None:
                 "at least 2 to fit a standardiser on",
             )
         )
-    finite = torch.isfinite(features).flatten(1).all(dim=1)
+    fix = "encode these subjects again, or leave them out"
+    _check_finite(features, "features", "training rows", fix)
+    if covariates is not None:
+        _check_finite(covariates, "covariates", "training rows", _FILL_IN)
+        _check_rank(covariates)
+
+
+def _check_finite(values: Tensor, name: str, rows_of: str, fix: str) -> None:
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
     if not bool(finite.all()):
         rows = torch.nonzero(~finite).flatten().tolist()
         raise InputError(
             Problem(
-                "features-not-finite",
-                f"features, training rows {rows[:10]}",
-                f"{len(rows)} subjects with NaN or infinite features",
+                f"{name}-not-finite",
+                f"{name}, {rows_of} {rows[:10]}",
+                f"{len(rows)} subjects with NaN or infinite {name}",
                 "finite numbers",
-                "encode these subjects again, or leave them out",
+                fix,
+            )
+        )
+
+
+def _check_rank(covariates: Float[Tensor, "subject covariate"]) -> None:
+    """Refuse covariates that leave no degree of freedom: they would explain noise as well."""
+    subjects, count = covariates.shape
+    centred = covariates.to(torch.float64) - covariates.to(torch.float64).mean(dim=0)
+    rank = int(torch.linalg.matrix_rank(centred, rtol=_COLLINEAR)) if count else 0
+    if rank and rank >= subjects - 1:
+        raise InputError(
+            Problem(
+                "too-many-covariates",
+                "covariates",
+                f"{rank} independent ones and an intercept for {subjects} training subjects",
+                f"at most {max(subjects - 2, 0)}: that many numbers fit any feature exactly, and "
+                "nothing of it is left",
+                "give fewer covariates, or merge rare categories such as small sites",
             )
         )
 
 
 def _regress(covariates: Array, values: Array) -> tuple[Array, Array]:
     """Least-squares slopes of each dimension on centred covariates (least norm if collinear)."""
-    mean = covariates.mean(axis=0)
-    return mean, np.linalg.lstsq(covariates - mean, values - values.mean(axis=0), rcond=1e-10)[0]
+    mean, rest = covariates.mean(axis=0), values - values.mean(axis=0)
+    return mean, np.linalg.lstsq(covariates - mean, rest, rcond=_COLLINEAR)[0]
 
 
 def _scales(centred: Array, size: Array, scale: Scale) -> Array:

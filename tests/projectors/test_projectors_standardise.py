@@ -111,6 +111,38 @@ def test_residuals_do_not_correlate_with_covariates(seed):
     assert float(correlation.abs().max()) < 1e-8
 
 
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_covariates_must_leave_a_degree_of_freedom(spare):
+    """As many as subjects less the intercept explain anything; repeats do not count."""
+    independent = np.random.default_rng(0).normal(size=(12, 11 - spare))
+    covariates = torch.from_numpy(np.hstack([independent, independent[:, :3], np.ones((12, 1))]))
+    train = features(subjects=12)
+    if spare:
+        fitted = Standardiser.fit(train, StandardiserOptions(), covariates=covariates)
+        assert torch.count_nonzero(fitted(train, covariates)) > 0
+        return
+    with pytest.raises(InputError, match=r"11 independent ones.*12 training subjects") as error:
+        Standardiser.fit(train, StandardiserOptions(), covariates=covariates)
+    assert error.value.problems[0].code == "too-many-covariates"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_covariates_must_be_finite(value):
+    covariates = torch.randn(40, 2, dtype=torch.float64)
+    fitted = Standardiser.fit(features(), StandardiserOptions(), covariates=covariates)
+    covariates[7, 1] = value
+    with pytest.raises(InputError, match=r"covariates, training rows \[7\]"):
+        Standardiser.fit(features(), StandardiserOptions(), covariates=covariates)
+    with pytest.raises(InputError, match=r"covariates, subjects \[7\]"):
+        fitted(features(), covariates)
+
+
+@pytest.mark.parametrize("components", [2.5, True, "8", 0])
+def test_components_are_a_whole_number(components):
+    with pytest.raises(InputError, match=r"standardiser\.components"):
+        StandardiserOptions(components=components)
+
+
 def test_a_feature_that_covariates_explain_wholly_becomes_zero():
     covariates = torch.randn(20, 2, dtype=torch.float64)
     train = (covariates @ torch.randn(2, 4, dtype=torch.float64))[:, None]
