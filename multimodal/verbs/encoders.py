@@ -25,54 +25,28 @@ def run(config: DictConfig) -> int:
 
 
 def _list() -> None:
-    from encoders import list_encoders
+    from encoders.catalogue import CATALOGUE
+    from encoders.registry import list_encoders
 
-    dosage = ["dosage", "dna", "varies", 0, "VCF or BCF dosages", "Apache-2.0", "none"]
-    rows: list[list[Any]] = [dosage]
-    for name in list_encoders():
-        spec = _spec_of(name)
-        rows.append(
-            [
-                name,
-                spec.modality,
-                spec.feature_dim or "varies",
-                spec.parameters,
-                _input(spec.input),
-                spec.code_license,
-                spec.weight_license,
-            ]
-        )
+    rows: list[list[Any]] = [
+        [
+            name,
+            entry.modality,
+            entry.feature_dim or "varies",
+            f"{entry.parameters:,}",
+            entry.takes,
+            entry.code_license,
+            entry.weight_license,
+        ]
+        for name, entry in CATALOGUE.items()
+    ]
+    rows += [[name, *[""] * 6] for name in list_encoders() if name not in CATALOGUE]
     header = ["name", "side", "features", "parameters", "input", "code", "weights"]
     say(table(rows, header))
-    say("\nSizes are those of the published networks. `genebold encoders show NAME` has the rest.")
-
-
-def _spec_of(name: str) -> Any:
-    """Return the spec of the published network, built without memory for its weights."""
-    import torch
-
-    from encoders import load_encoder
-
-    with torch.device("meta"):
-        try:
-            return load_encoder(name, device="meta").spec
-        except (NotImplementedError, RuntimeError):
-            pass
-    return load_encoder(name).spec
-
-
-def _input(takes: Any) -> str:
-    kind = type(takes).__name__
-    if kind == "WindowInput":
-        limit = f"up to {takes.max_length_bp:,} bp" if takes.max_length_bp else "any length"
-        return f"window, {limit}"
-    if kind == "ParcelInput":
-        parcels = takes.parcels or "any"
-        frames = f"{takes.frames} frames" if takes.frames else "whole runs"
-        tr = f", TR {takes.tr_s:g} s" if takes.tr_s else ""
-        return f"{parcels} parcels, {frames}{tr}"
-    size = "x".join(map(str, takes.shape))
-    return f"{size} voxels, {takes.frames} frames"
+    say(
+        "\nSizes and licences are those of the published networks. "
+        "`genebold encoders show NAME` has the rest."
+    )
 
 
 def _show(config: DictConfig) -> None:
