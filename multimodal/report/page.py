@@ -73,9 +73,9 @@ def render(inputs: ReportInputs) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    environment.filters["p"] = show_p
+    environment.filters["p"] = _p
     source = files("multimodal.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    metrics = inputs.metrics
+    metrics = _known(inputs.metrics)
     return environment.from_string(source).render(
         verdict=judge(metrics),
         level=LEVEL,
@@ -101,28 +101,37 @@ def render(inputs: ReportInputs) -> str:
     )
 
 
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is null: to the page it is the same as missing, at any depth."""
+    return {
+        key: _known(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
 def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
     cards = []
     for kind, title in KINDS.items():
         test = (metrics.get("permutation") or {}).get(kind) or {}
         if test.get("p") is not None:
-            cards.append(
-                {
-                    "title": title,
-                    "value": f"p = {show_p(test['p'])}",
-                    "note": f"mean rank percentile {test['statistic']:.3f}, chance 0.500; "
-                    f"{test['n']:,} subjects",
-                }
-            )
+            notes = []
+            if test.get("statistic") is not None:
+                notes.append(f"mean rank percentile {test['statistic']:.3f}, chance 0.500")
+            if test.get("n") is not None:
+                notes.append(f"{test['n']:,} subjects")
+            value = f"p = {show_p(test['p'])}"
+            cards.append({"title": title, "value": value, "note": "; ".join(notes)})
     retrieval = (metrics.get("retrieval") or {}).get("raw") or {}
     found = [retrieval[way] for way in DIRECTIONS if "recall@10" in retrieval.get(way, {})]
     if found:
         mean = sum(part["recall@10"] for part in found) / len(found)
+        chance = (found[0].get("chance") or {}).get("recall@10")
         cards.append(
             {
                 "title": "recall@10, all candidates",
                 "value": f"{100 * mean:.1f}%",
-                "note": f"{100 * found[0]['chance']['recall@10']:.1f}% by chance",
+                "note": "" if chance is None else f"{100 * chance:.1f}% by chance",
             }
         )
     return cards
@@ -130,8 +139,9 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
 
 def _method(metrics: dict[str, Any]) -> str:
     if metrics.get("method") == "crossfit":
+        folds = f"{metrics['folds']}-fold cross-fitting" if "folds" in metrics else "Cross-fitting"
         return (
-            f"{metrics['folds']}-fold cross-fitting: everybody was tested once, by towers trained "
+            f"{folds}: everybody was tested once, by towers trained "
             "without them and their relatives. The null is widened for what the folds' towers "
             "share."
         )
@@ -156,9 +166,10 @@ def _nulls(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     for name, block in _blocks(metrics).items():
         for kind, title in KINDS.items():
             test = (block.get("permutation") or {}).get(kind)
-            null = (block.get("null") or {}).get(kind)
+            null = (block.get("null") or {}).get(kind) or {}
             if not test:
                 continue
+            drawn = {"edges", "counts", "statistic"} <= null.keys()
             label = f"{name}, {title}"
             found.append(
                 {
@@ -167,7 +178,7 @@ def _nulls(metrics: dict[str, Any]) -> list[dict[str, Any]]:
                     "p": test.get("p"),
                     "permutations": test.get("permutations"),
                     "reason": test.get("reason") or "",
-                    "chart": null_histogram(null, label, test.get("p")) if null else "",
+                    "chart": null_histogram(null, label, test.get("p")) if drawn else "",
                 }
             )
     return found
@@ -180,10 +191,10 @@ def _forest(metrics: dict[str, Any]) -> str:
             for way, title in DIRECTIONS.items():
                 found = ((block.get("retrieval") or {}).get(kind) or {}).get(way) or {}
                 interval = (found.get("interval") or {}).get("mean_rank_percentile")
-                if interval:
+                value = found.get("mean_rank_percentile")
+                if interval and value is not None:
                     label = f"{name}, {kind}, {title}"
-                    value = float(found["mean_rank_percentile"])
-                    rows.append((label, value, interval, name != "genome"))
+                    rows.append((label, float(value), interval, name != "genome"))
     return forest(rows, "Mean rank percentiles with their intervals") if rows else ""
 
 
@@ -224,8 +235,8 @@ def _controls(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _cohort(cohort: Mapping[str, Any]) -> dict[str, Any]:
     counts = [(label, cohort[name]) for name, label in _COUNTS.items() if name in cohort]
-    age = cohort.get("age_years")
-    if age:
+    age = cohort.get("age_years") or {}
+    if {"mean", "sd"} <= age.keys():
         counts.append(("age (years), mean and SD", f"{age['mean']:.1f} ± {age['sd']:.1f}"))
     groups = [
         (name, bars(cohort[name], f"Participants by {name}"))
@@ -310,10 +321,21 @@ def _without_folders(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if _is_unknown(value):
         return "–"
     if isinstance(value, bool | str):
         return str(value)
     if isinstance(value, int) or (abs(value) >= 2 and float(value).is_integer()):
         return f"{int(value):,}"
     return f"{value:.3f}" if abs(value) < 1 else f"{value:,.1f}"
+
+
+def _p(value: Any) -> str:
+    return "–" if _is_unknown(value) else show_p(value)
+
+
+def _is_unknown(value: Any) -> bool:
+    from jinja2 import Undefined
+
+    missing = value is None or isinstance(value, Undefined)
+    return missing or (isinstance(value, float) and not math.isfinite(value))

@@ -63,9 +63,14 @@ def show_p(p: float) -> str:
 
 
 def _says(test: dict[str, Any]) -> str:
+    facts = [f"p = {show_p(test['p'])}"]
+    if test.get("n") is not None:
+        facts.append(f"{test['n']:,} subjects")
+    if test.get("statistic") is None:
+        return f"retrieval was tested ({', '.join(facts)})"
     return (
         f"a subject's own brain ranks ahead of {100 * test['statistic']:.1f}% of the others on "
-        f"average (50% by chance; p = {show_p(test['p'])}, {test['n']:,} subjects)"
+        f"average (50% by chance; {', '.join(facts)})"
     )
 
 

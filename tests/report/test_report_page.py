@@ -3,13 +3,15 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from report_runs import SECRET, metrics, write_run
+from report_runs import SECRET, metrics, record, write_run
 
 from encoders.errors import InputError
 from multimodal.report.charts import bars, line_chart, null_histogram
-from multimodal.report.page import write_report
+from multimodal.report.inputs import ReportInputs
+from multimodal.report.page import render, write_report
 from multimodal.report.verdict import judge, show_p
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -102,6 +104,33 @@ def test_matching_that_is_impossible_is_explained(tmp_path: Path) -> None:
     html = page_of(write_run(tmp_path, metrics=metrics(strata=40)))
     assert "candidates could not be matched" in html
     assert "Not tested: all" in html
+
+
+def keys_in(values: dict[str, Any]) -> set[str]:
+    inner = [keys_in(value) for value in values.values() if isinstance(value, dict)]
+    return set(values).union(*inner)
+
+
+def changed(values: dict[str, Any], key: str, *, null: bool) -> dict[str, Any]:
+    """Leave out a key wherever it stands, or set it to null there."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name != key:
+            found[name] = changed(value, key, null=null) if isinstance(value, dict) else value
+        elif null:
+            found[name] = None
+    return found
+
+
+@pytest.mark.parametrize("null", [False, True], ids=["missing", "null"])
+def test_whatever_is_missing_in_the_metrics_leaves_a_page(null: bool) -> None:
+    whole = metrics()
+    inputs = {"record": record(), "history": {"epoch": [0.0, 1.0], "train_loss": [2.0, 1.0]}}
+    for key in sorted(keys_in(whole)):
+        html = render(ReportInputs(metrics=changed(whole, key, null=null), **inputs))
+        assert "</html>" in html, key
+        for leak in ("None", "Undefined", ">nan"):
+            assert leak not in html.replace("None</dd>", ""), key
 
 
 def outcome(raw_p: float, matched_p: float, control_p: float | None = None) -> dict:
