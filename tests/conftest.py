@@ -11,12 +11,11 @@ TESTS = Path(__file__).parent
 def parity_roots() -> list[Path]:
     """Folders with fixtures of the published encoders: ours, and a full set where one is at hand.
 
-    The full set is looked for in ``GENEBOLD_PARITY``, then in ``../shared/parity`` beside the
-    checkout. Cases found twice are run once, from the full set.
+    The full set is the folder that ``GENEBOLD_PARITY`` names. Cases found twice are run once, from
+    the full set.
     """
-    full = Path(os.environ.get("GENEBOLD_PARITY", TESTS.parent.parent / "shared" / "parity"))
-    roots = [full] if full.is_dir() else []
-    return [*roots, TESTS / "parity"]
+    named = os.environ.get("GENEBOLD_PARITY")
+    return [*([Path(named)] if named else []), TESTS / "parity"]
 
 
 def parity_cases(model: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cyvcf2 import VCF
 from encoders.errors import InputError
 from multimodal.simulate import SimulationOptions, real, simulate_cohort
 
-REAL = Path(__file__).parents[2].parent / "shared" / "real"
+REAL = Path(os.environ.get("GENEBOLD_REAL", "nowhere"))
 REAL_VCF = REAL / "1000g_chr20_1.0-2.5Mb.vcf.gz"
 REAL_FASTA = REAL / "chr20_like_2.6Mb.fa.gz"
 QUICK = {"frames_one_run": 40, "frames_two_runs": 40, "voxels": (9, 9, 9), "voxel_mm": 20.0}
