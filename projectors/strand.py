@@ -17,19 +17,6 @@ from encoders.errors import InputError, Problem
 MergeMode = Literal["mean", "sum", "max", "sum_absdiff", "concat"]
 
 MERGE_MODES: tuple[MergeMode, ...] = get_args(MergeMode)
-RC_INVARIANT_MODES: frozenset[MergeMode] = frozenset({"mean", "sum", "max", "sum_absdiff"})
-_DOUBLING_MODES = frozenset({"sum_absdiff", "concat"})
-
-
-def is_rc_invariant(mode: MergeMode) -> bool:
-    """Tell whether `mode` gives one vector for a window and its reverse complement."""
-    return check_merge_mode(mode) in RC_INVARIANT_MODES
-
-
-def merged_dim(dim: int, strands: int, mode: MergeMode) -> int:
-    """Size of a merged feature of `strands` vectors of `dim` numbers."""
-    doubles = strands == 2 and check_merge_mode(mode) in _DOUBLING_MODES
-    return 2 * dim if doubles else dim
 
 
 def merge(
