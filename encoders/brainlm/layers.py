@@ -27,10 +27,8 @@ class Intermediate(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch inner"]:
+        """Widen hidden states [..., D] to [..., inner], activated."""
         return _ACTIVATIONS[self.activation](self.dense(hidden))
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"
 
 
 class LayerStack(nn.Module):
@@ -41,6 +39,7 @@ class LayerStack(nn.Module):
         self.layer = nn.ModuleList(layers)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Run tokens [B, N, D] through all layers in turn."""
         for layer in self.layer:
             hidden = layer(hidden)
         return hidden

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,41 @@ def keep_tokens(
     index = order[:, :kept, None].expand(-1, -1, tokens.shape[2])
     mask = (ids_restore >= kept).to(tokens.dtype)
     return torch.gather(tokens, 1, index), mask, ids_restore
+
+
+def encode_kept(
+    tokens: Float[Tensor, "batch token dim"],
+    cls_token: Float[Tensor, "1 1 dim"],
+    noise: Float[Tensor, "batch token"],
+    kept: int,
+    *,
+    layers: nn.Module,
+    final_norm: nn.Module,
+) -> EncoderOutput:
+    """Keep the tokens with the smallest noise, put the CLS token first, run the layers.
+
+    Parameters
+    ----------
+    tokens : Tensor [B, N, D]
+        Embedded, with their positions.
+    cls_token : Tensor [1, 1, D]
+        With its position, if it has one.
+    noise : Tensor [B, N]
+    kept : int
+        As `keep_tokens`.
+    layers, final_norm : nn.Module
+        What the tokens run through.
+
+    Raises
+    ------
+    ValueError
+        As `keep_tokens`.
+    """
+    tokens, mask, ids_restore = keep_tokens(tokens, noise, kept)
+    embeddings = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+    hidden = layers(embeddings)
+    last = final_norm(hidden)
+    return EncoderOutput(embeddings, last, hidden[:, 0], mask, ids_restore)
 
 
 def restore_tokens(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from encoders.brainlm.config import NystromformerConfig
 from encoders.brainlm.layers import Intermediate, LayerStack
-from encoders.brainlm.masking import EncoderOutput, count_kept, default_noise, keep_tokens
+from encoders.brainlm.masking import EncoderOutput, count_kept, default_noise, encode_kept
 
 MAX_TIME_PATCHES = 5000
 TIME_CODE_DROPOUT = 0.1
@@ -33,6 +33,7 @@ class TimeCode(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch parcel patch dim"]
     ) -> Float[Tensor, "batch parcel patch dim"]:
+        """Add the codes to tokens [B, P, patches, D]; ValueError beyond the last code."""
         patches = tokens.shape[2]
         if patches > MAX_TIME_PATCHES:
             raise ValueError(f"{patches} time patches; the time code ends at {MAX_TIME_PATCHES}")
@@ -69,6 +70,7 @@ class SelfAttention(nn.Module):
             self.conv = nn.Conv2d(heads, heads, kernel, groups=heads, bias=False)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Mix tokens [B, N, D]; ValueError where N is not the approximation's."""
         query, key, value = (
             self._split(project(hidden)) for project in (self.query, self.key, self.value)
         )
@@ -145,6 +147,7 @@ class AddAndNorm(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, inner: Tensor, residual: Tensor) -> Tensor:
+        """Return the norm of `inner` [B, N, I], projected, plus `residual` [B, N, D]."""
         return self.LayerNorm(self.dropout(self.dense(inner)) + residual)
 
 
@@ -157,6 +160,7 @@ class Attention(nn.Module):
         self.output = AddAndNorm(config, hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Mix tokens [B, N, D], residual and norm included."""
         return self.output(self.self(hidden), hidden)
 
 
@@ -172,6 +176,7 @@ class NystromformerLayer(nn.Module):
         self.output = AddAndNorm(config, intermediate_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Run one layer on tokens [B, N, D]."""
         hidden = self.attention(hidden)
         return self.output(self.intermediate(hidden), hidden)
 
@@ -278,9 +283,11 @@ class NystromformerBackbone(nn.Module):
         if noise is None:
             noise = default_noise(tokens, mask_ratio)
         kept = count_kept(tokens.shape[1], mask_ratio)
-        tokens, mask, ids_restore = keep_tokens(tokens, noise, kept)
-        cls_token = self.vit.embeddings.cls_token.expand(len(tokens), -1, -1)
-        embeddings = torch.cat([cls_token, tokens], dim=1)
-        hidden = self.vit.encoder(embeddings)
-        last = self.vit.layernorm(hidden)
-        return EncoderOutput(embeddings, last, hidden[:, 0], mask, ids_restore)
+        return encode_kept(
+            tokens,
+            self.vit.embeddings.cls_token,
+            noise,
+            kept,
+            layers=self.vit.encoder,
+            final_norm=self.vit.layernorm,
+        )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from encoders.brainlm.config import TRAIN_MODES, TrainMode, ViTMAEConfig
 from encoders.brainlm.layers import Intermediate, LayerStack
-from encoders.brainlm.masking import EncoderOutput, count_kept, default_noise, keep_tokens
+from encoders.brainlm.masking import EncoderOutput, count_kept, default_noise, encode_kept
 
 PADDING_VALUE = -1.0
 
@@ -102,6 +102,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Mix tokens [B, N, D]."""
         query, key, value = (
             project(hidden).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
@@ -120,6 +121,7 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Project hidden states [..., inputs] to [..., D]."""
         return self.dropout(self.dense(hidden))
 
 
@@ -132,6 +134,7 @@ class Attention(nn.Module):
         self.output = Projection(config, hidden_size, hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Mix tokens [B, N, D], residual not added."""
         return self.output(self.attention(hidden))
 
 
@@ -149,6 +152,7 @@ class ViTLayer(nn.Module):
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+        """Run one layer on tokens [B, N, D]."""
         hidden = hidden + self.attention(self.layernorm_before(hidden))
         return hidden + self.output(self.intermediate(self.layernorm_after(hidden)))
 
@@ -164,6 +168,7 @@ class PatchEmbeddings(nn.Module):
     def forward(
         self, image: Float[Tensor, "batch channel row column"]
     ) -> Float[Tensor, "batch token dim"]:
+        """Embed the patches of an image [B, C, side, side] as tokens [B, grid * grid, D]."""
         return self.projection(image).flatten(2).transpose(1, 2)
 
 
@@ -181,11 +186,12 @@ class Embeddings(nn.Module):
     def forward(
         self, image: Float[Tensor, "batch channel row column"]
     ) -> Float[Tensor, "batch token dim"]:
+        """Return the tokens [B, grid * grid, D] of an image, without the CLS token."""
         return self.patch_embeddings(image) + self.position_embeddings[:, 1:]
 
-    def positioned_cls(self, batch: int) -> Float[Tensor, "batch 1 dim"]:
-        """Return the CLS token with its position, once a recording."""
-        return (self.cls_token + self.position_embeddings[:, :1]).expand(batch, -1, -1)
+    def positioned_cls(self) -> Float[Tensor, "1 1 dim"]:
+        """Return the CLS token with its position."""
+        return self.cls_token + self.position_embeddings[:, :1]
 
 
 class ViTMAEModel(nn.Module):
@@ -270,24 +276,21 @@ class ViTMAEBackbone(nn.Module):
         if train_mode == "auto_encode":
             tokens = self.vit.embeddings(image)
             noise = default_noise(tokens, mask_ratio) if noise is None else noise
-            return self._encode_tokens(tokens, noise, count_kept(tokens.shape[1], mask_ratio))
-        last = find_last_columns(frames, padding, self.config.patch_size, mask_ratio, train_mode)
-        image[..., last.zero_start : last.zero_stop] = 0
-        grid = self.config.grid
-        hidden = image.new_zeros(len(image), grid, grid)
-        hidden[..., last.start : last.stop] = 1
-        kept = grid * (grid - (last.stop - last.start))
-        return self._encode_tokens(self.vit.embeddings(image), hidden.flatten(1), kept)
-
-    def _encode_tokens(
-        self,
-        tokens: Float[Tensor, "batch token dim"],
-        noise: Float[Tensor, "batch token"],
-        kept: int,
-    ) -> EncoderOutput:
-        tokens, mask, ids_restore = keep_tokens(tokens, noise, kept)
-        cls_token = self.vit.embeddings.positioned_cls(len(tokens))
-        embeddings = torch.cat([cls_token, tokens], dim=1)
-        hidden = self.vit.encoder(embeddings)
-        last = self.vit.layernorm(hidden)
-        return EncoderOutput(embeddings, last, hidden[:, 0], mask, ids_restore)
+            kept = count_kept(tokens.shape[1], mask_ratio)
+        else:
+            patch, grid = self.config.patch_size, self.config.grid
+            last = find_last_columns(frames, padding, patch, mask_ratio, train_mode)
+            image[..., last.zero_start : last.zero_stop] = 0
+            tokens = self.vit.embeddings(image)
+            hidden = image.new_zeros(len(image), grid, grid)
+            hidden[..., last.start : last.stop] = 1
+            noise = hidden.flatten(1)
+            kept = grid * (grid - (last.stop - last.start))
+        return encode_kept(
+            tokens,
+            self.vit.embeddings.positioned_cls(),
+            noise,
+            kept,
+            layers=self.vit.encoder,
+            final_norm=self.vit.layernorm,
+        )
