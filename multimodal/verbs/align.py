@@ -55,8 +55,11 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     split = draw_split(config, joint, list(evaluation["strata"]))
     values = split.to_numpy().astype(str)
     train = np.flatnonzero(values == "train")
-    coding = CovariateCoding.fit(joint.cohort.participants, list(config.covariates), train)
-    covariates = coding.matrix(joint.cohort.participants) if choices.residualise else None
+    people = joint.cohort.participants
+    coding = None
+    if choices.residualise:
+        coding = CovariateCoding.fit(people, list(config.covariates), train)
+    covariates = coding.matrix(people) if coding else None
     _say_cohort(joint, values)
     identity = digest_of(
         choices.as_dict(),
@@ -86,31 +89,46 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
         ],
     )
     record = {
-        "versions": versions(),
+        **_record(config, how, cohort.paths, stores),
         "identity": identity,
-        "cohort": {
-            name: None if path is None else str(Path(path).absolute())
-            for name, path in vars(cohort.paths).items()
-        },
-        "stores": {side: str(store.absolute()) for side, store in stores.items()},
-        "store_digests": {side: digest_of(read_fingerprint(s)) for side, s in stores.items()},
+        "align": choices.as_dict(),
         "split_digest": digest_of(split.to_dict()),
-        "dna": how.dna, "brain": how.brain, "genome": how.genome, "bold": how.bold,
-        "align": choices.as_dict(), "split": plain(config.split), "evaluation": evaluation,
-        "covariates": list(config.covariates),
         "best_epoch": fitted.best_epoch,
-        "encoders": {side: read_fingerprint(store)["encoder"] for side, store in stores.items()},
-    }  # fmt: skip
+    }
     write_json(output_dir / "run.json", record)
     # What `evaluate` found about these same towers stays; without it the held-out test stands in.
     found = {"cohort": describe_cohort(joint, values), "heldout": heldout, "stages": stages.seconds}
     evaluated = before == identity and _is_evaluated(output_dir)
     metrics = update_metrics(output_dir, found if evaluated else {**found, **heldout})
-    manifest = _manifest(record, stores, cohort.paths, coding, choices, metrics)
+    manifest = _manifest(record, stores, cohort.paths, coding, metrics)
     bundle = write_bundle(output_dir / "bundle", fitted.aligner, manifest)
     say_retrieval(heldout)
     say(f"bundle in {bundle.path}, latents in {output_dir / 'latents.parquet'}")
     return metrics
+
+
+def _record(
+    config: DictConfig, how: Preparation, paths: CohortPaths, stores: dict[str, Path]
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of inputs and settings."""
+    prints = {side: read_fingerprint(store) for side, store in stores.items()}
+    return {
+        "versions": versions(),
+        "cohort": {
+            name: None if path is None else str(Path(path).absolute())
+            for name, path in vars(paths).items()
+        },
+        "stores": {side: str(store.absolute()) for side, store in stores.items()},
+        "store_digests": {side: digest_of(made_by) for side, made_by in prints.items()},
+        "encoders": {side: made_by["encoder"] for side, made_by in prints.items()},
+        "dna": how.dna,
+        "brain": how.brain,
+        "genome": how.genome,
+        "bold": how.bold,
+        "split": plain(config.split),
+        "evaluation": plain(config.evaluation),
+        "covariates": list(config.covariates),
+    }
 
 
 def align_options(section: dict[str, Any]) -> AlignOptions:
@@ -306,8 +324,7 @@ def _manifest(
     record: dict[str, Any],
     stores: dict[str, Path],
     paths: CohortPaths,
-    coding: CovariateCoding,
-    choices: AlignOptions,
+    coding: CovariateCoding | None,
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
     from multimodal.genome.regions import read_regions
@@ -327,8 +344,8 @@ def _manifest(
         "genome": {**record["genome"], "windows": prints["dna"]["windows"]},
         "bold": {**record["bold"], "atlas": prints["brain"]["atlas"]},
         "regions": [dataclasses.asdict(region) for region in read_regions(paths.regions)],
-        "covariates": coding.as_dict() if choices.residualise else None,
-        "align": choices.as_dict(),
+        "covariates": coding.as_dict() if coding else None,
+        "align": record["align"],
         "training": {name: metrics["cohort"][name] for name in public},
         "metrics": {"permutation": metrics.get("permutation", {})},
     }

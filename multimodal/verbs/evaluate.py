@@ -73,6 +73,8 @@ def evaluate(
     split_values = split.to_numpy().astype(str)
     method = choose_method(evaluation, int((split_values == "test").sum()))
     task = _Task(joint, AlignOptions.from_dict(record["align"]), record, evaluation)
+    if controlled:
+        task.covariates()  # refused before anything is trained
     controls: dict[str, Latents] = {}
     if method == "crossfit":
         folds = task.folds()
@@ -240,7 +242,7 @@ class _Task:
             gene, brain, _, _ = self._fit(side, split)
             return gene, brain
         aligner = read_bundle(output_dir / "bundle", installed=False).load_aligner()
-        covariates = self._covariates() if self.choices.residualise else None
+        covariates = self.covariates() if self.choices.residualise else None
         brain = aligner.embed_brains(self.joint.brain, covariates)
         if side == "reference":
             return self._embed_reference(aligner, self._everybody, covariates), brain
@@ -254,7 +256,7 @@ class _Task:
 
         choices, gene = self.choices, self.joint.gene
         wanted = side == "covariates" or choices.residualise
-        covariates = self._covariates() if wanted else None
+        covariates = self.covariates() if wanted else None
         if side == "covariates":
             assert covariates is not None
             gene = covariate_features(self.joint.cohort.participant_ids, covariates)
@@ -269,7 +271,7 @@ class _Task:
             covariates,
         )
 
-    def _covariates(self) -> np.ndarray:
+    def covariates(self) -> np.ndarray:
         """Return the design matrix; its levels are everybody's, so that no fold lacks one.
 
         The towers scale and regress by training subjects alone: a column without variance among
