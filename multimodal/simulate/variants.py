@@ -51,7 +51,7 @@ class Variant:
     @property
     def is_biallelic_snp(self) -> bool:
         """Whether one base becomes one other base."""
-        return len(self.ref) == 1 and len(self.alts) == 1 and self.alts[0] in "ACGT"
+        return len(self.alts) == 1 and {self.ref, self.alts[0]} <= set("ACGT")
 
 
 def write_reference(path: Path, contigs: dict[str, str], *, width_bp: int = 60) -> None:
