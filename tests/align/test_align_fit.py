@@ -263,7 +263,7 @@ sys.path.insert(0, {tests!r})
 import numpy as np, torch
 torch.set_num_threads(1)
 from dataclasses import replace
-from conftest import make_world
+from synthetic_world import make_world
 from multimodal.align.fit import fit
 from multimodal.align.options import AlignOptions
 gene, brain = make_world()

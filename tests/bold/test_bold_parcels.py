@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from bold_bench import AFFINE, RAW, SHAPE, Bench, atlas_labels, parcel_input, save, volumes
-from conftest import parity_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity_sets import parity_cases
 from safetensors.numpy import load_file
 
 from encoders.errors import InputError

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bold_bench import AFFINE, RAW, Bench, confounds_table, parcel_input, volumes
-from conftest import parity_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity_sets import parity_cases
 from safetensors.numpy import load_file
 
 from encoders.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import parity_cases
+from parity_sets import parity_cases
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import parity_cases
+from parity_sets import parity_cases
 from safetensors.torch import load_file
 
 from encoders import load_encoder

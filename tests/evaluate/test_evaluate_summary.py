@@ -104,7 +104,8 @@ def test_only_cross_fitting_widens_the_null() -> None:
     crossed = evaluate_latents(gene, brain, whom(), options=FAST)["permutation"]
     held = evaluate_latents(gene, brain, whom(method="heldout"), options=FAST)["permutation"]
     assert held["raw"]["null_inflation"] == 1.0
-    assert crossed["raw"]["null_inflation"] == pytest.approx(2**0.5)
+    # Sixty families in three galleries: each gallery of m tests m - 1 of what it teaches.
+    assert crossed["raw"]["null_inflation"] == pytest.approx((1 + 57 / 60) ** 0.5)
     assert 1.0 < crossed["matched"]["null_inflation"] <= 2**0.5
 
 

@@ -137,6 +137,7 @@ def test_chromosome_naming(cohort: Path) -> None:
     assert "chr" in str(found_in(cohort)[0])
 
 
+@pytest.mark.xdist_group("demo")
 def test_another_encoder_made_the_features(demo: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("cohort", "features"):
