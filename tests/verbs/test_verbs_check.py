@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pysam
+import pytest
 from command import genebold
 
 from encoders.errors import Problem
