@@ -252,7 +252,7 @@ class BrainEncoder(Encoder):
     @abstractmethod
     def forward(
         self,
-        segments: Float[Tensor, "batch *shape"],
+        segments: Float[Tensor, "batch *shape"],  # noqa: F821  # a shape
         xyz: Float[Tensor, "batch parcels 3"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """Pooled features of segments prepared as ``spec.input`` says.

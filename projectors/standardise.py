@@ -217,7 +217,7 @@ class Standardiser(nn.Module):
         self,
         features: Float[Tensor, "subject window dim"],
         covariates: Float[Tensor, "subject covariate"] | None = None,
-    ) -> Float[Tensor, "subject *out"]:
+    ) -> Float[Tensor, "subject *out"]:  # noqa: F821  # a shape
         """Standardise pooled features.
 
         Parameters

@@ -128,12 +128,12 @@ class Tower(nn.Module):
         self,
         features: Float[Tensor, "subject window dim"],
         covariates: Float[Tensor, "subject covariate"] | None = None,
-    ) -> Float[Tensor, "subject *out"]:
+    ) -> Float[Tensor, "subject *out"]:  # noqa: F821  # a shape
         """Fixed part of the tower, in float64: features [n, W, D] to [n, k] or [n, W, k]."""
         standardised: Tensor = self.standardiser(features, covariates)
         return standardised
 
-    def pool(self, standardised: Float[Tensor, "subject *out"]) -> Float[Tensor, "subject dim"]:
+    def pool(self, standardised: Float[Tensor, "subject *out"]) -> Float[Tensor, "subject dim"]:  # noqa: F821  # a shape
         """Bring windows together: [n, W, k] to the head's input; [n, k] passes through."""
         if standardised.dim() == 2:
             return standardised
@@ -143,7 +143,8 @@ class Tower(nn.Module):
         return pooled
 
     def project(
-        self, standardised: Float[Tensor, "subject *out"]
+        self,
+        standardised: Float[Tensor, "subject *out"],  # noqa: F821  # a shape
     ) -> Float[Tensor, "subject latent"]:
         """Trained part of the tower: standardised features to unit-length latents."""
         latents: Tensor = self.head(self.pool(standardised))

@@ -21,7 +21,7 @@ _MAX_GALLERY = 4096
 class Batch(NamedTuple):
     """Paired rows: standardised gene [b, ...] and brain [b, k] features, kinship component [b]."""
 
-    gene: Float[Tensor, "row *gene"]
+    gene: Float[Tensor, "row *gene"]  # noqa: F821  # a shape
     brain: Float[Tensor, "row brain"]
     relatives: Int[Tensor, " row"]
 
@@ -97,7 +97,7 @@ class AlignDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        gene: Float[Tensor, "subject *gene"],
+        gene: Float[Tensor, "subject *gene"],  # noqa: F821  # a shape
         brain: Float[Tensor, "subject brain"],
         relatives: Int[Tensor, " subject"],
         subsets: SegmentSubsets | None = None,
