@@ -96,7 +96,7 @@ def evaluate(
         joint.cohort.participant_ids,
         folds,
         joint.components,
-        _strata(joint, list(evaluation["strata"]), folds, split_values),
+        _strata(joint, list(evaluation["strata"]), folds, split_values, method),
         method=method,  # type: ignore[arg-type]
     )
     found = evaluate_latents(*main, who, controls=controls, options=choices)
@@ -134,12 +134,14 @@ def _refuse_other_split(record: dict[str, Any], split: pd.Series, output_dir: Pa
         )
 
 
-def _strata(joint: Joint, keys: list[str], folds: np.ndarray, split: np.ndarray) -> np.ndarray:
+def _strata(
+    joint: Joint, keys: list[str], folds: np.ndarray, split: np.ndarray, method: str
+) -> np.ndarray:
     """Return strata of the tested; ancestry clusters are fitted on the fold's training subjects."""
     strata = np.full(len(folds), "", dtype=object)
     for fold in np.unique(folds[folds >= 0]):
         tested = folds == fold
-        training = ~tested if len(np.unique(folds)) > 2 or (folds >= 0).all() else split == "train"
+        training = ~tested if method == "crossfit" else split == "train"
         strata[tested] = strata_of(joint, keys, np.flatnonzero(training))[tested]
     return strata.astype(str)
 
