@@ -126,7 +126,7 @@ class SimulationOptions:
     common_variants_per_region: int = 6
     rare_variants_per_region: int = 3
     haplotypes_per_region: int = 12
-    fst: float = 0.15
+    fst: float = 0.25
     background_markers: int = 200
     missing_rate: float = 0.003
     causal_variants: int = 12
