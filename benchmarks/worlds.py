@@ -12,7 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from machine import describe_commit, describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = {"signal": range(100, 110), "null": range(200, 220), "confounded": range(300, 310)}
@@ -117,8 +118,9 @@ def report(
     lines = [
         f"# {title}, {datetime.date.today().isoformat()}",
         "",
-        f"`{command}` at {_commit()}, {_machine()}; seeds fixed beforehand, two runs side by side,",
-        f"one thread each; {seconds / 60:.0f} minutes in all. Peak memory is a run's own process,",
+        f"`{command}` at {describe_commit()}, {describe_machine()};",
+        "seeds fixed beforehand, two runs side by side, one thread each;",
+        f"{seconds / 60:.0f} minutes in all. Peak memory is a run's own process,",
         "imports included. Percentile: mean rank percentile over both directions, chance 0.5.",
         f"A run is the whole demo, simulating and all.{null}",
         "",
@@ -146,22 +148,6 @@ def _row(run: Run) -> str:
         f"| {run.statistic('matched'):.3f} | {run.p('matched'):.4f} | {control:.3f} | {matched_n} "
         f"| {run.seconds:.0f} | {run.peak_mib:.0f} |"
     )
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return f"commit {found.stdout.strip()}" if found.returncode == 0 else "no commit"
 
 
 def run_all(
