@@ -180,7 +180,7 @@ def report(rows: list[Row], command: str) -> str:
         f"small networks with seeded random weights as in configs/, {SUBJECTS} simulated subjects,",
         f"windows of {LENGTH_BP} bp. RMS of the pooled features' deviation from float64, over the",
         "features' own RMS; in brackets as a share of the spread between subjects, the last column",
-        "(the RMS distance of subjects' mean features from their mean). The feature store holds DNA",
+        "(the RMS distance of subjects' mean features from their mean). The store holds DNA",
         "features as differences from the reference haplotype's, computed in the same precision.",
         "",
         "| encoder | float32 | bfloat16 autocast | float16 autocast | between subjects |",
