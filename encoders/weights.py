@@ -9,10 +9,9 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.errors import InputError, Problem
+from encoders.torch_files import TORCH_SUFFIXES, damaged, first_line, read_torch_file
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # In order of preference: the names under which upstream libraries save a whole model.
 _STANDARD_NAMES = (
@@ -32,8 +31,6 @@ _STANDARD_NAMES = (
     "pytorch_model.bin.index.json",
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
-# Optimiser moments are flat maps of tensors too, and never the weights.
-_NOT_WEIGHTS = ("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,16 @@ class Weights:
         File or folder name, or hub id with the commit it resolved to.
     sha256 : str
         `tensors_sha256` of `tensors`.
+    extra : dict
+        The plain values that a torch file holds beside its tensors (``hyper_parameters``,
+        ``config``), see `encoders.torch_files.TorchFile`; empty for other files.
     """
 
     tensors: dict[str, Tensor]
     config: dict[str, Any] | None
     id: str
     sha256: str
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def read_weights(
@@ -89,7 +90,8 @@ def read_weights(
     if path.is_dir():
         return _read_folder(path, path.resolve().name)
     if path.is_file():
-        return _weights(read_tensors(path), None, path.name)
+        tensors, extra = _read_file(path)
+        return _weights(tensors, None, path.name, extra)
     if isinstance(path_or_hub_id, str) and _looks_like_hub_id(path_or_hub_id):
         folder, resolved_id = _download(path_or_hub_id, revision)
         return _read_folder(folder, resolved_id)
@@ -112,13 +114,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     InputError
         As `read_weights`.
     """
+    return _read_file(path)[0]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return load_file(path), {}
         except (SafetensorError, OSError) as error:
-            raise InputError(_damaged(path, error, "safetensors")) from error
+            raise InputError(damaged(path, error, "safetensors")) from error
     if path.suffix in TORCH_SUFFIXES:
-        return _find_state_dict(_read_torch(path), path)
+        file = read_torch_file(path)
+        return file.tensors, file.extra
     raise InputError(
         Problem(
             "weights-format",
@@ -230,16 +237,22 @@ def _misfits(name: str, tensor: Tensor, target: Tensor, source: str) -> list[Pro
     return problems
 
 
-def _weights(tensors: dict[str, Tensor], config: dict[str, Any] | None, name: str) -> Weights:
-    return Weights(tensors, config, name, tensors_sha256(tensors))
+def _weights(
+    tensors: dict[str, Tensor],
+    config: dict[str, Any] | None,
+    name: str,
+    extra: dict[str, Any],
+) -> Weights:
+    return Weights(tensors, config, name, tensors_sha256(tensors), extra)
 
 
 def _read_folder(folder: Path, name: str) -> Weights:
     path = _find_weights_file(folder)
-    tensors = _read_shards(path) if path.name.endswith(".index.json") else read_tensors(path)
+    indexed = path.name.endswith(".index.json")
+    tensors, extra = (_read_shards(path), {}) if indexed else _read_file(path)
     config_path = folder / "config.json"
     config = _read_json(config_path) if config_path.is_file() else None
-    return _weights(tensors, config, name)
+    return _weights(tensors, config, name, extra)
 
 
 def _find_weights_file(folder: Path) -> Path:
@@ -287,67 +300,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(_damaged(path, error, "JSON")) from error
+        raise InputError(damaged(path, error, "JSON")) from error
     if not isinstance(values, dict):
         raise InputError(
             Problem("json-not-object", str(path), type(values).__name__, "a JSON object {...}")
         )
     return values
-
-
-def _read_torch(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise InputError(
-            Problem(
-                "weights-unsafe",
-                str(path),
-                "a pickle that holds more than tensors and could run code when opened "
-                f"({_first_line(error)})",
-                "a file of tensors only",
-                "if you trust it, open it where it was made and save the numbers alone: "
-                "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
-            )
-        ) from error
-    # torch's unpickler checks nothing: cut off, a file ends in IndexError, struct.error and others.
-    except Exception as error:
-        raise InputError(_damaged(path, error, "torch")) from error
-
-
-def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    candidates = _state_dicts(content, "")
-    if len(candidates) == 1:
-        return next(iter(candidates.values()))
-    if candidates:
-        found = f"{len(candidates)} sets of tensors: {', '.join(map(repr, candidates))}"
-    else:
-        found = f"no mapping from names to tensors ({type(content).__name__})"
-    raise InputError(
-        Problem(
-            "weights-ambiguous",
-            str(path),
-            found,
-            "one state_dict, alone or under one key",
-            "save the one you mean as model.safetensors",
-        )
-    )
-
-
-def _state_dicts(content: object, where: str, depth: int = 0) -> dict[str, dict[str, Tensor]]:
-    """Find the non-empty mappings of names to tensors, under their keys joined by dots."""
-    if not isinstance(content, Mapping) or not content:
-        return {}
-    if not all(isinstance(key, str) for key in content):
-        return {}
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return {where: dict(content)}
-    found: dict[str, dict[str, Tensor]] = {}
-    if depth < 3:
-        for key, value in content.items():
-            if key not in _NOT_WEIGHTS:
-                found |= _state_dicts(value, f"{where}.{key}" if where else key, depth + 1)
-    return found
 
 
 def _looks_like_hub_id(text: str) -> bool:
@@ -372,8 +330,7 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
             Problem(
                 "weights-hub",
                 hub_id + (f" at revision {revision}" if revision else ""),
-                f"no such local file or folder, and the hub could not give it: "
-                f"{_first_line(error)}",
+                f"no such local file or folder, and the hub could not give it: {first_line(error)}",
                 "a path that exists, or a hub id that can be reached or lies in the cache",
                 "without network, download the folder elsewhere and give its path",
             )
@@ -383,17 +340,3 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
             Problem("weights-hub", hub_id, f"no folder {prefix}", "a folder of the repository")
         )
     return folder, f"{hub_id}@{root.name}"
-
-
-def _damaged(path: Path, error: Exception, kind: str) -> Problem:
-    return Problem(
-        "weights-damaged",
-        str(path),
-        f"cannot be read as {kind}: {_first_line(error)}",
-        f"a whole {kind} file",
-        "copy or download it again",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
