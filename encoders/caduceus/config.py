@@ -1,6 +1,5 @@
 """Caduceus' configuration: upstream's ``config.json`` read strictly."""
 
-import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -8,45 +7,10 @@ from typing import Any, Literal
 from encoders.bookkeeping import is_bookkeeping
 from encoders.caduceus.tokenizer import COMPLEMENT, VOCABULARY
 from encoders.errors import InputError, Problem
+from encoders.mamba import SsmConfig
 
 # What upstream's classes for other tasks write beside the architecture.
 _OTHER_TASKS = frozenset(("conjoin_eval", "conjoin_test", "conjoin_train"))
-
-
-@dataclass(frozen=True)
-class SsmConfig:
-    """Options of one Mamba block (upstream's ``ssm_cfg``); defaults are mamba_ssm's.
-
-    Parameters
-    ----------
-    d_state : int
-        States a channel.
-    d_conv : int
-        Width of the causal convolution, in bases.
-    expand : int
-        Inner width over model width.
-    dt_rank : int or "auto"
-        Rank of the time step's projection; "auto" is a sixteenth of the model width, rounded up.
-    dt_min, dt_max, dt_init, dt_scale, dt_init_floor
-        Initial time steps; they matter for random weights only.
-    conv_bias, bias : bool
-        Biases of the convolution, and of the two outer projections.
-    use_fast_path : bool
-        Upstream's choice of kernels; changes no number.
-    """
-
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    dt_rank: int | Literal["auto"] = "auto"
-    dt_min: float = 0.001
-    dt_max: float = 0.1
-    dt_init: str = "random"
-    dt_scale: float = 1.0
-    dt_init_floor: float = 1e-4
-    conv_bias: bool = True
-    bias: bool = False
-    use_fast_path: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,16 +70,6 @@ class CaduceusConfig:
     tie_word_embeddings: bool = True
     ssm: SsmConfig = field(default_factory=SsmConfig)
     initializer: InitializerConfig = field(default_factory=InitializerConfig)
-
-    @property
-    def d_inner(self) -> int:
-        """Channels inside a Mamba block."""
-        return self.ssm.expand * self.d_model
-
-    @property
-    def dt_rank(self) -> int:
-        """Rank of the time step's projection."""
-        return math.ceil(self.d_model / 16) if self.ssm.dt_rank == "auto" else self.ssm.dt_rank
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "config") -> "CaduceusConfig":

@@ -1,4 +1,4 @@
-"""Caduceus' layers: Mamba, its bidirectional pair, norms, and RC parameter sharing.
+"""Caduceus' layers: the bidirectional pair of Mambas, and RC parameter sharing.
 
 With RC parameter sharing a state [B, L, 2 D] has two halves that both lie along the forward
 strand; the second is the other strand's state, flipped along length and channels.
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from encoders.caduceus.config import CaduceusConfig
-from encoders.selective_scan import selective_scan
+from encoders.mamba import AddNorm, LayerNorm, Mamba, RMSNorm
 
 
 def stack_strands(
@@ -34,128 +34,19 @@ def swap_halves(state: Float[Tensor, "batch length both"]) -> Float[Tensor, "bat
     return state.roll(state.shape[-1] // 2, dims=-1)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, in float32 at least."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Float[Tensor, "*any dim"]) -> Float[Tensor, "*any dim"]:
-        """Normalise over the last dimension; the result keeps the wider type."""
-        x = _at_least_float32(x)
-        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
-        return x * scale * self.weight.to(x.dtype)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation with weight and bias, in float32 at least."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x: Float[Tensor, "*any dim"]) -> Float[Tensor, "*any dim"]:
-        """Normalise over the last dimension; the result keeps the wider type."""
-        x = _at_least_float32(x)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x, weight.shape, weight, bias, self.eps)
-
-
 def make_norm(config: CaduceusConfig) -> RMSNorm | LayerNorm:
     """Make the norm that the configuration asks for."""
     kind = RMSNorm if config.rms_norm else LayerNorm
     return kind(config.d_model, config.norm_epsilon)
 
 
-class AddNorm:
-    """Adds the residual and normalises, with upstream's two ways of rounding.
-
-    In float32 and float64 the two are equal. In reduced precision the fused kernel sums and norms
-    in float32 and rounds once; the plain path rounds the sum first.
-
-    Parameters
-    ----------
-    config : CaduceusConfig
-    both_strands : bool
-        Whether states have two halves, to be normed each by itself.
-    """
-
-    def __init__(self, config: CaduceusConfig, *, both_strands: bool) -> None:
-        self.fused = config.fused_add_norm
-        self.residual_in_fp32 = config.residual_in_fp32
-        self.both_strands = both_strands
-
-    def __call__(
-        self, hidden: Tensor, residual: Tensor | None, norm: RMSNorm | LayerNorm
-    ) -> tuple[Tensor, Tensor]:
-        """Return the normed sum (strands in the batch, if there are two) and the new residual."""
-        wide = _at_least_float32(hidden)
-        total = wide if self.fused else hidden
-        if residual is not None:
-            total = total + residual
-        normed = total if self.fused else total.to(norm.weight.dtype)
-        if self.both_strands:
-            normed = stack_strands(normed)
-        kept = wide.dtype if self.residual_in_fp32 else hidden.dtype
-        return norm(normed).to(hidden.dtype), total.to(kept)
-
-
-class Mamba(nn.Module):
-    """One Mamba block (Gu and Dao 2023, arXiv 2312.00752), reading left to right.
-
-    Parameters
-    ----------
-    config : CaduceusConfig
-    """
-
-    def __init__(self, config: CaduceusConfig) -> None:
-        super().__init__()
-        inner, ssm = config.d_inner, config.ssm
-        self.sizes = [config.dt_rank, ssm.d_state, ssm.d_state]
-        self.in_proj = nn.Linear(config.d_model, 2 * inner, bias=ssm.bias)
-        self.conv1d = nn.Conv1d(inner, inner, ssm.d_conv, groups=inner, bias=ssm.conv_bias)
-        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
-        self.dt_proj = nn.Linear(config.dt_rank, inner)
-        self.A_log = nn.Parameter(torch.zeros(inner, ssm.d_state))
-        self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, config.d_model, bias=ssm.bias)
-
-    def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """Mix each position with those before it."""
-        return self.mix(self.in_proj(x))
-
-    def mix(
-        self, projected: Float[Tensor, "batch length two_inner"]
-    ) -> Float[Tensor, "batch length dim"]:
-        """Do all that follows the input projection."""
-        u, gate = projected.chunk(2, dim=-1)
-        u = F.silu(self._convolve(u))
-        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
-        dt = _at_least_float32(F.linear(dt, self.dt_proj.weight))
-        delta = F.softplus(dt + self.dt_proj.bias.to(dt.dtype))
-        A = -torch.exp(_at_least_float32(self.A_log))
-        y = selective_scan(u, delta, A, B, C, self.D)
-        return self.out_proj(y * F.silu(gate))
-
-    def _convolve(self, u: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """Convolve each channel with its taps, the last tap on the position itself."""
-        length, taps = u.shape[1], self.conv1d.kernel_size[0]
-        padded = F.pad(_at_least_float32(u), (0, 0, taps - 1, 0))
-        weight = self.conv1d.weight.to(padded.dtype)[:, 0].T
-        out = padded[:, :length] * weight[0]
-        for tap in range(1, taps):
-            out = torch.addcmul(out, padded[:, tap : tap + length], weight[tap])
-        if self.conv1d.bias is not None:
-            out = out + self.conv1d.bias.to(out.dtype)
-        return out.to(u.dtype)
+def make_add_norm(config: CaduceusConfig) -> AddNorm:
+    """Make the sum and norm that the configuration asks for, for both strands where it has two."""
+    return AddNorm(
+        fused=config.fused_add_norm,
+        residual_in_fp32=config.residual_in_fp32,
+        before_norm=stack_strands if config.rcps else None,
+    )
 
 
 class BiMamba(nn.Module):
@@ -171,8 +62,8 @@ class BiMamba(nn.Module):
     def __init__(self, config: CaduceusConfig) -> None:
         super().__init__()
         self.multiply = config.bidirectional_strategy == "ew_multiply"
-        self.mamba_fwd = Mamba(config)
-        self.mamba_rev = Mamba(config) if config.bidirectional else None
+        self.mamba_fwd = Mamba(config.d_model, config.ssm)
+        self.mamba_rev = Mamba(config.d_model, config.ssm) if config.bidirectional else None
         if self.mamba_rev is not None and config.bidirectional_weight_tie:
             self.mamba_rev.in_proj = self.mamba_fwd.in_proj
             self.mamba_rev.out_proj = self.mamba_fwd.out_proj
@@ -209,7 +100,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = make_norm(config)
         self.mixer = BiMamba(config)
-        self.add_norm = AddNorm(config, both_strands=False)
+        self.add_norm = make_add_norm(config)
 
     def forward(
         self,
@@ -236,7 +127,7 @@ class RcBlock(nn.Module):
         self.swaps = config.fused_add_norm
         self.norm = make_rc_norm(config)
         self.mixer = Submodule(BiMamba(config))
-        self.add_norm = AddNorm(config, both_strands=True)
+        self.add_norm = make_add_norm(config)
 
     def forward(
         self,

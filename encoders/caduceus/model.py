@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.layers import (
-    AddNorm,
     Block,
-    Mamba,
     RcBlock,
     RcEmbedding,
     RcHead,
     bare_norm,
     join_strands,
+    make_add_norm,
     make_norm,
     make_rc_norm,
 )
+from encoders.mamba import Mamba, cast_mamba, reset_mamba
 
 
 class Trace(NamedTuple):
@@ -68,7 +68,7 @@ class MixerModel(nn.Module):
         )
         self.layers = nn.ModuleList(block(config) for _ in range(config.n_layer))
         self.norm_f = make_rc_norm(config) if config.rcps else make_norm(config)
-        self.add_norm = AddNorm(config, both_strands=config.rcps)
+        self.add_norm = make_add_norm(config)
 
     def forward(
         self, embeddings: Float[Tensor, "batch length width"]
@@ -229,12 +229,7 @@ class CaduceusForMaskedLM(nn.Module):
 
     def set_dtype(self, dtype: torch.dtype) -> None:
         """Change the arithmetic; ``A_log`` and ``D`` stay in float32 at least, as upstream's."""
-        self.to(dtype)
-        wide = torch.promote_types(dtype, torch.float32)
-        for module in self.modules():
-            if isinstance(module, Mamba):
-                module.A_log.data = module.A_log.data.to(wide)
-                module.D.data = module.D.data.to(wide)
+        cast_mamba(self, dtype)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -245,31 +240,15 @@ class CaduceusForMaskedLM(nn.Module):
                 nn.init.normal_(module.weight, std=config.initializer.initializer_range)
             elif isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        initializer = config.initializer
+        additions = initializer.n_residuals_per_layer * config.n_layer
         for module in self.modules():
             if isinstance(module, Mamba):
-                _reset_mamba(module, config)
+                reset_mamba(module)
+                if initializer.rescale_prenorm_residual:
+                    module.out_proj.weight.div_(math.sqrt(additions))
         if isinstance(self.lm_head, nn.Linear) and not config.tie_word_embeddings:
             nn.init.normal_(self.lm_head.weight, std=config.initializer.initializer_range)
-
-
-def _reset_mamba(mamba: Mamba, config: CaduceusConfig) -> None:
-    """Draw time steps log-uniformly, set states to decay at rates 1 to N, shrink the output."""
-    ssm = config.ssm
-    bound = config.dt_rank**-0.5 * ssm.dt_scale
-    if ssm.dt_init == "constant":
-        nn.init.constant_(mamba.dt_proj.weight, bound)
-    else:
-        nn.init.uniform_(mamba.dt_proj.weight, -bound, bound)
-    low, high = math.log(ssm.dt_min), math.log(ssm.dt_max)
-    dt = torch.exp(low + (high - low) * torch.rand(config.d_inner)).clamp(min=ssm.dt_init_floor)
-    # The inverse of softplus, so that the bias alone gives these time steps.
-    mamba.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-    mamba.A_log.copy_(torch.log(torch.arange(1.0, ssm.d_state + 1)).expand_as(mamba.A_log))
-    nn.init.ones_(mamba.D)
-    nn.init.kaiming_uniform_(mamba.out_proj.weight, a=math.sqrt(5))
-    if config.initializer.rescale_prenorm_residual:
-        additions = config.initializer.n_residuals_per_layer * config.n_layer
-        mamba.out_proj.weight.div_(math.sqrt(additions))
 
 
 def masked_lm_loss(
