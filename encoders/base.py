@@ -82,6 +82,9 @@ class VolumeInput:
         Name of the normalisation.
     statistics : mapping of str to float
         Its constants.
+    orientation : str
+        Where the axes run to: ``"RAS"`` is right, anterior, superior, ``"LAS"`` the order in which
+        FSL's templates are stored.
     """
 
     shape: tuple[int, int, int]
@@ -91,6 +94,7 @@ class VolumeInput:
     space: str | None = None
     normalisation: str = "none"
     statistics: dict[str, float] = field(default_factory=dict)
+    orientation: str = "RAS"
 
 
 @dataclass(frozen=True)
