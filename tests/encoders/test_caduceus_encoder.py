@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from encoders import load_encoder
 from encoders.base import DnaEncoder, WindowInput
+from encoders.caduceus.character_tokenizer import CaduceusTokenizer
 from encoders.caduceus.config import CaduceusConfig
-from encoders.caduceus.tokenizer import CaduceusTokenizer, encode_bases, tokenize_windows
+from encoders.caduceus.tokenizer import encode_bases, reverse_complement, tokenize_windows
 from encoders.errors import InputError
 
 SMALL = {"d_model": 8, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
@@ -32,7 +33,6 @@ VARIANTS = {
 }
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 DNA = st.text("ACGTNacgtn", min_size=1, max_size=70)
-PAIRS = str.maketrans("ACGTacgt", "TGCAtgca")
 
 _ENCODERS: dict[tuple[str, str], torch.nn.Module] = {}
 
@@ -44,10 +44,6 @@ def encoder_for(variant: str, dtype: str = "float64"):
         config = {**SMALL, **VARIANTS[variant], "initializer_cfg": {"initializer_range": 1.0}}
         _ENCODERS[key] = load_encoder("caduceus", config=config, dtype=dtype, seed=5)
     return _ENCODERS[key]
-
-
-def reverse_complement(sequence: str) -> str:
-    return sequence.translate(PAIRS)[::-1]
 
 
 def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:

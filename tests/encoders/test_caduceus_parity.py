@@ -13,7 +13,6 @@ from encoders.caduceus.checkpoint import find_ties
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.encoder import PUBLISHED_CONFIG
 from encoders.caduceus.model import CaduceusForMaskedLM, masked_lm_loss
-from encoders.caduceus.tokenizer import VOCABULARY, CaduceusTokenizer, encode_bases
 from encoders.weights import read_weights
 
 DTYPES = ("float32", "float64")
@@ -281,37 +280,3 @@ def test_tied_tensors_are_found(case: Path) -> None:
     assert {name for name, _ in model.named_parameters()} == {
         name for name in weights.tensors if name not in tied and "complement_map" not in name
     }
-
-
-@over_cases("tokenizer")
-def test_tokenizer(case: Path) -> None:
-    data = read_json(case / "tokenizer_cases.json")
-    tokenizer = CaduceusTokenizer()
-    assert dict(VOCABULARY) == data["facts"]["vocab"]
-    for item in data["single"]:
-        text, plain = item["text"], item["without_special_tokens"]["input_ids"]
-        assert tokenizer.tokenize(text) == item["tokens"]
-        assert tokenizer.encode(text) == item["default"]["input_ids"]
-        assert tokenizer.encode(text, add_special_tokens=False) == plain
-        assert tokenizer.decode(plain) == item["decoded_without_special"]
-        assert tokenizer.decode(tokenizer.encode(text)) == item["decoded_default"]
-        if "[" not in text and "ß" not in text:
-            assert encode_bases(text).tolist() == plain
-    pair = data["pair"]
-    pairs = [pair] if isinstance(pair, dict) else pair
-    for item in pairs:
-        assert tokenizer.encode(item["text"], item["text_pair"]) == item["result"]["input_ids"]
-    for item in data["batches"]:
-        arguments = {k: v for k, v in item["arguments"].items() if not k.startswith("return_")}
-        side = CaduceusTokenizer(item.get("padding_side", "left"))
-        found = side.encode_batch(item["texts"], **arguments)
-        for key in set(item["result"]) & set(found):
-            assert found[key] == item["result"][key], (item["arguments"], key)
-    complement = CaduceusConfig.from_mapping({"d_model": 4, "n_layer": 1}).complement_map
-    wanted = data["facts"]["complement_map_of_model_with_padded_vocab"]
-    assert {str(i): c for i, c in enumerate(complement)} == wanted
-    for item in data["reverse_complement"]:
-        ids = tokenizer.encode(item["text"], add_special_tokens=False)
-        assert ids == item["ids"]
-        assert [complement[i] for i in reversed(ids)] == item["token_level_rc"]
-        assert encode_bases(item["rc_string"]).tolist() == item["ids_of_rc_string"]
