@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 from encoders.errors import InputError, Problem
@@ -13,15 +13,18 @@ Filter = Literal["none", "confound_cosines", "cosine", "butterworth"]
 EmptyParcels = Literal["error", "zero"]
 TrMismatch = Literal["error", "resample", "ignore"]
 Gaps = Literal["join", "break"]
+_SWITCHES = (
+    "use_mask",
+    "atlas_resample",
+    "detrend",
+    "drop_non_steady",
+    "volume_resample",
+    "volume_clean",
+)
 
 
-class ParcelSpec(Protocol):
-    """The attributes of `encoders.base.ParcelInput` that the BOLD side reads (no torch needed)."""
-
-    @property
-    def parcels(self) -> int | None:
-        """Number of parcels wanted; None takes any."""
-        ...
+class FramesSpec(Protocol):
+    """What every brain encoder's input record says of time (no torch needed)."""
 
     @property
     def frames(self) -> int | None:
@@ -31,6 +34,15 @@ class ParcelSpec(Protocol):
     @property
     def tr_s(self) -> float | None:
         """Repetition time wanted, in seconds; None takes any."""
+        ...
+
+
+class ParcelSpec(FramesSpec, Protocol):
+    """The attributes of `encoders.base.ParcelInput` that the BOLD side reads."""
+
+    @property
+    def parcels(self) -> int | None:
+        """Number of parcels wanted; None takes any."""
         ...
 
     @property
@@ -46,6 +58,35 @@ class ParcelSpec(Protocol):
     @property
     def normalisation(self) -> str:
         """Name of the scaling of a run's values, one of those in `multimodal.bold.normalise`."""
+        ...
+
+    @property
+    def statistics(self) -> Mapping[str, float]:
+        """Numbers that the scaling takes from the encoder's training data, by name."""
+        ...
+
+
+class VolumeSpec(FramesSpec, Protocol):
+    """The attributes of `encoders.base.VolumeInput` that the BOLD side reads."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along x, y, z."""
+        ...
+
+    @property
+    def voxel_mm(self) -> float | None:
+        """Edge of a voxel wanted, in mm; None takes any."""
+        ...
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes run to, e.g. ``"RAS"``: right, anterior, superior."""
+        ...
+
+    @property
+    def normalisation(self) -> str:
+        """Name of the scaling, one of those in `multimodal.bold.volume_normalise`."""
         ...
 
     @property
@@ -104,6 +145,13 @@ class BoldOptions:
         without any. Runs taken whole always join.
     tr_mismatch : {"error", "resample", "ignore"}
         A repetition time more than 1% from the encoder's: refuse, interpolate, or take as it is.
+    volume_resample : bool
+        Encoders of volumes: bring a scan whose voxels differ from the encoder's by more than 1%
+        to its voxel size by trilinear interpolation within the mask, rather than refuse.
+    volume_clean : bool
+        Encoders of volumes: detrend, filter and regress confounds out of each voxel as the options
+        above say, and put its mean back. False leaves intensities as preprocessing made them,
+        which is what the published encoders of volumes were trained on; frames are censored alike.
 
     Raises
     ------
@@ -133,6 +181,8 @@ class BoldOptions:
     stride_frames: int | None = None
     gaps: Gaps = "join"
     tr_mismatch: TrMismatch = "error"
+    volume_resample: bool = False
+    volume_clean: bool = False
 
     def __post_init__(self) -> None:
         problems = [*self._find_unknown_choices(), *self._find_other_types()]
@@ -148,6 +198,19 @@ class BoldOptions:
         regressed = {self.motion, self.wm_csf, self.global_signal} != {"none"}
         censored = self.fd_threshold_mm is not None or self.std_dvars_threshold is not None
         return regressed or censored or self.compcor > 0 or self.filter == "confound_cosines"
+
+    def without_cleaning(self) -> "BoldOptions":
+        """Return these options with nothing regressed out, detrended or filtered."""
+        return replace(
+            self,
+            motion="none",
+            wm_csf="none",
+            global_signal="none",
+            compcor=0,
+            detrend=False,
+            filter="none",
+            low_pass_hz=None,
+        )
 
     def _find_unknown_choices(self) -> list[Problem]:
         choices = {
@@ -167,7 +230,7 @@ class BoldOptions:
 
     def _find_other_types(self) -> list[Problem]:
         problems = []
-        for name in ("use_mask", "atlas_resample", "detrend", "drop_non_steady"):
+        for name in _SWITCHES:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 problems.append(_bad(name, value, "true or false"))

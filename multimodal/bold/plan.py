@@ -23,7 +23,7 @@ from multimodal.bold.nifti import (
     repetition_time_s,
 )
 from multimodal.bold.normalise import find_normalisation_problems
-from multimodal.bold.options import BoldOptions, ParcelSpec
+from multimodal.bold.options import BoldOptions, FramesSpec, ParcelSpec
 from multimodal.bold.parcels import Atlas, label_columns, labels_on_grid
 
 P = ParamSpec("P")
@@ -96,13 +96,13 @@ def plan_run(run: BoldRun, atlas: Atlas, spec: ParcelSpec, options: BoldOptions)
         resample=options.atlas_resample,
     )
     if options.use_mask:
-        plan.mask = plan.attempt(_read_mask, run, scan)
+        plan.mask = plan.attempt(read_mask, run, scan)
     if plan.labels is not None and (plan.mask is not None or not options.use_mask):
         plan.attempt(check_emptied, scan, atlas, _seen(plan.labels, plan.mask, atlas), options)
     plan.confounds = plan.attempt(
         read_confounds, run.confounds, scan.frames, options, str(scan.path)
     )
-    plan.attempt(_place_segments, plan, scan, spec, options)
+    plan.attempt(place_segments, plan, scan, spec, options)
     return plan
 
 
@@ -195,7 +195,15 @@ def _seen(labels: np.ndarray, mask: np.ndarray | None, atlas: Atlas) -> np.ndarr
     return np.bincount(columns[columns >= 0], minlength=len(atlas.ids))
 
 
-def _read_mask(run: BoldRun, scan: Scan) -> np.ndarray:
+def read_mask(run: BoldRun, scan: Scan) -> Bool[np.ndarray, "x y z"]:
+    """Read a run's brain mask, with its axes running as the scan's do.
+
+    Raises
+    ------
+    InputError
+        No mask, one that cannot be read, or on another grid (``"mask-missing"``,
+        ``"mask-unreadable"``, ``"mask-grid"``).
+    """
     fix = "give the run's brain mask, or set bold.use_mask=false"
     if run.mask is None or not run.mask.is_file():
         found = "no brain mask" if run.mask is None else f"no such mask: {run.mask}"
@@ -222,7 +230,15 @@ def _read_mask(run: BoldRun, scan: Scan) -> np.ndarray:
     return mask
 
 
-def _place_segments(plan: RunPlan, scan: Scan, spec: ParcelSpec, options: BoldOptions) -> None:
+def place_segments(plan: RunPlan, scan: Scan, spec: FramesSpec, options: BoldOptions) -> None:
+    """Note in the plan which frames stay and where segments begin.
+
+    Raises
+    ------
+    InputError
+        Too few frames for a segment, or for what is regressed out (``"run-too-short"``,
+        ``"confounds-too-many"``). Another repetition time than the encoder's is noted in the plan.
+    """
     keep = np.ones(scan.frames, dtype=bool)
     if plan.confounds is not None:
         keep = plan.confounds.keep
@@ -252,7 +268,7 @@ def _place_segments(plan: RunPlan, scan: Scan, spec: ParcelSpec, options: BoldOp
 
 
 def _too_short(
-    plan: RunPlan, scan: Scan, spec: ParcelSpec, options: BoldOptions, length: int
+    plan: RunPlan, scan: Scan, spec: FramesSpec, options: BoldOptions, length: int
 ) -> Problem:
     assert plan.positions is not None
     found = f"run too short: {_count(scan.frames)}"

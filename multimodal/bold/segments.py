@@ -10,11 +10,13 @@ from encoders.errors import InputError, Problem
 from multimodal.bold.bids import BoldRun
 from multimodal.bold.clean import clean_series, resample_series
 from multimodal.bold.confounds import Confounds
+from multimodal.bold.finite import find_voxel_problems
 from multimodal.bold.nifti import Scan
 from multimodal.bold.normalise import normalise
 from multimodal.bold.options import BoldOptions, ParcelSpec
-from multimodal.bold.parcels import Atlas, ParcelSeries, find_voxel_problems, read_parcels
+from multimodal.bold.parcels import Atlas, ParcelSeries, read_parcels
 from multimodal.bold.plan import RunPlan, check_emptied, find_spec_problems, plan_run
+from multimodal.bold.volume_stack import VolumeStack
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class RunSegments:
 
     Parameters
     ----------
-    values : ndarray [M, P, T] float32
-        Normalised and in the parcel order that the encoder wants; one segment of all kept frames
+    values : ndarray [M, P, T] or VolumeStack [M, 1, X, Y, Z, T], float32
+        Normalised; parcels in the order that the encoder wants. One segment of all kept frames
         for an encoder that takes whole runs.
     start_frame : ndarray [M] int64
         Recorded frame (from 0) that each segment begins at.
     mean_fd_mm : ndarray [M] float32
         Mean framewise displacement over each segment's frames in mm; 0 where unknown.
     xyz_mm : ndarray [P, 3] float32
-        Parcel coordinates, in the same order.
+        Parcel coordinates, in the same order; [0, 3] for volumes.
     tr_s : float
         Repetition time of `values` in seconds.
     frames_found, frames_kept : int
@@ -40,7 +42,7 @@ class RunSegments:
         Parcels without a voxel, all zeros here.
     """
 
-    values: Float32[np.ndarray, "segment parcel frame"]
+    values: Float32[np.ndarray, "segment parcel frame"] | VolumeStack
     start_frame: Int64[np.ndarray, " segment"]
     mean_fd_mm: Float32[np.ndarray, " segment"]
     xyz_mm: Float32[np.ndarray, "parcel 3"]
@@ -100,9 +102,11 @@ def prepare_run(
         cleaned = resample_series(cleaned, kept, plan.positions, plan.tr_s, tr_s)
     normal = normalise(cleaned, spec_input.normalisation, spec_input.statistics)
     order = parcel_order(atlas.xyz_mm, spec_input.order)
-    values, start_frame, mean_fd_mm = _cut(plan, confounds, normal[:, order], spec_input.frames)
+    ordered = normal[:, order]
+    length = spec_input.frames or len(ordered)
+    start_frame, mean_fd_mm = segment_motion(plan, confounds, length)
     return RunSegments(
-        values=values,
+        values=_cut(plan, ordered, length),
         start_frame=start_frame,
         mean_fd_mm=mean_fd_mm,
         xyz_mm=np.ascontiguousarray(atlas.xyz_mm[order], dtype=np.float32),
@@ -153,6 +157,37 @@ def parcel_order(
     return np.arange(len(xyz_mm))
 
 
+def segment_motion(
+    plan: RunPlan, confounds: Confounds, length: int
+) -> tuple[Int64[np.ndarray, " segment"], Float32[np.ndarray, " segment"]]:
+    """Where each segment of a plan begins, and how much the head moves over it.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        With its segments placed.
+    confounds : Confounds
+    length : int
+        Frames of a segment.
+
+    Returns
+    -------
+    start_frame : ndarray [M] int64
+        Recorded frame, from 0.
+    mean_fd_mm : ndarray [M] float32
+        Mean framewise displacement in mm over frames where it is known; 0 where none is.
+    """
+    assert plan.positions is not None
+    assert plan.starts is not None
+    rows = plan.starts[:, None] + np.arange(length)
+    nearest = np.rint(plan.positions).astype(np.int64)[rows]
+    fd_mm = confounds.fd_mm[nearest]
+    known = ~np.isnan(fd_mm)
+    total = np.where(known, fd_mm, 0.0).sum(axis=1)
+    mean_fd_mm = total / np.maximum(known.sum(axis=1), 1)
+    return nearest[:, 0], mean_fd_mm.astype(np.float32)
+
+
 def _read(
     plan: RunPlan, scan: Scan, labels: np.ndarray, atlas: Atlas, options: BoldOptions
 ) -> ParcelSeries:
@@ -163,24 +198,7 @@ def _read(
     return parcels
 
 
-def _cut(
-    plan: RunPlan,
-    confounds: Confounds,
-    series: Float64[np.ndarray, "frame parcel"],
-    frames: int | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    assert plan.positions is not None
+def _cut(plan: RunPlan, series: Float64[np.ndarray, "frame parcel"], length: int) -> np.ndarray:
     assert plan.starts is not None
-    length = frames or len(series)
     rows = plan.starts[:, None] + np.arange(length)
-    nearest = np.rint(plan.positions).astype(np.int64)[rows]
-    fd_mm = confounds.fd_mm[nearest]
-    known = ~np.isnan(fd_mm)
-    total = np.where(known, fd_mm, 0.0).sum(axis=1)
-    mean_fd_mm = total / np.maximum(known.sum(axis=1), 1)
-    values = series[rows].transpose(0, 2, 1)
-    return (
-        np.ascontiguousarray(values, dtype=np.float32),
-        nearest[:, 0],
-        mean_fd_mm.astype(np.float32),
-    )
+    return np.ascontiguousarray(series[rows].transpose(0, 2, 1), dtype=np.float32)
