@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from encoders.errors import InputError, Problem
 from multimodal.bold.bids import BoldRun
+from multimodal.bold.inputs import InputKind, input_kind, prepare
 from multimodal.bold.options import BoldOptions
 from multimodal.bold.parcels import Atlas
 from multimodal.bold.segments import RunSegments
@@ -25,10 +27,32 @@ from multimodal.features.shards import texts, vectors
 from multimodal.features.writer import StoreWriter
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
+
     from encoders.base import BrainEncoder
 
 Prepared = RunSegments | tuple[Problem, ...]
 """A run's segments, or all that is wrong with it."""
+_OTHER_KINDS_OPTIONS = {
+    "parcels": ("volume_resample", "volume_clean"),
+    "volumes": ("atlas_resample", "empty_parcels"),
+}
+
+
+def bold_preprocessing(options: BoldOptions, kind: InputKind) -> dict[str, Any]:
+    """Return the part of a brain store's fingerprint that `options` make.
+
+    Parameters
+    ----------
+    options : BoldOptions
+    kind : {"parcels", "volumes"}
+        What the encoder takes; options that only the other kind has are left out, and those of
+        cleaning where volumes are not cleaned.
+    """
+    if kind == "volumes" and not options.volume_clean:
+        options = options.without_cleaning()
+    left_out = _OTHER_KINDS_OPTIONS[kind]
+    return {name: value for name, value in asdict(options).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,24 @@ def _content(path: Path | None) -> str:
     return json.dumps(file_identity(path), sort_keys=True)
 
 
+@dataclass(frozen=True)
+class EncodedRun:
+    """The features of one run.
+
+    Parameters
+    ----------
+    run : BoldRun
+    start_frame : ndarray [M] int64
+    mean_fd_mm : ndarray [M] float32
+    values : ndarray [M, D] float32
+    """
+
+    run: BoldRun
+    start_frame: np.ndarray
+    mean_fd_mm: np.ndarray
+    values: np.ndarray
+
+
 def encode_segments(
     shards: Sequence[BrainShard],
     encoder: BrainEncoder,
@@ -95,6 +137,9 @@ def encode_segments(
 ) -> None:
     """Write the shards that are not there yet.
 
+    Batches run over all runs of a shard; those of volumes stay within a run, so that only one
+    run's volumes are held at a time.
+
     Raises
     ------
     InputError
@@ -103,71 +148,82 @@ def encode_segments(
     """
     problems: list[Problem] = []
     runs = sum(len(shard.runs) for shard in shards)
+    one_at_a_time = input_kind(encoder.spec.input) == "volumes"
     with progress_bar(f"encoding {encoder.spec.name}", runs, "run", progress) as bar:
         for shard in shards:
             if store.has(shard.name, shard.inputs):
                 bar.update(len(shard.runs))
                 continue
-            good: list[RunSegments] = []
-            for prepared in prepare_many(shard.runs):
-                if isinstance(prepared, RunSegments):
-                    good.append(prepared)
-                else:
+            encoded: list[EncodedRun] = []
+            waiting: list[tuple[BoldRun, RunSegments]] = []
+            whole = True
+            for run, prepared in zip(shard.runs, prepare_many(shard.runs), strict=True):
+                if not isinstance(prepared, RunSegments):
                     problems += prepared
+                    whole = False
+                elif whole:
+                    waiting.append((run, prepared))
+                    if one_at_a_time:
+                        encoded += _encode(encoder, waiting, batch_size)
+                        waiting = []
                 bar.update()
-            if len(good) == len(shard.runs):
-                values = _encode(encoder, shard.runs, good, batch_size)
-                store.write(shard.name, _columns(shard.runs, good, values), shard.inputs)
+            if whole:
+                encoded += _encode(encoder, waiting, batch_size)
+                store.write(shard.name, _columns(encoded), shard.inputs)
     if problems:
         raise InputError(dict.fromkeys(problems))
 
 
-def _columns(
-    runs: Sequence[BoldRun], prepared: Sequence[RunSegments], values: np.ndarray
-) -> dict[str, pa.Array]:
-    count = [len(part.values) for part in prepared]
+def _columns(encoded: Sequence[EncodedRun]) -> dict[str, pa.Array]:
+    count = [len(part.values) for part in encoded]
+    runs = [part.run for part in encoded]
     return {
         "subject": texts(np.repeat([run.participant_id for run in runs], count).tolist()),
         "session": texts(np.repeat([run.session for run in runs], count).tolist()),
         "run": texts(np.repeat([run.run for run in runs], count).tolist()),
         "segment": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in count])),
-        "start_frame": pa.array(np.concatenate([part.start_frame for part in prepared])),
-        "mean_fd_mm": pa.array(np.concatenate([part.mean_fd_mm for part in prepared])),
-        "feature": vectors(values),
+        "start_frame": pa.array(np.concatenate([part.start_frame for part in encoded])),
+        "mean_fd_mm": pa.array(np.concatenate([part.mean_fd_mm for part in encoded])),
+        "feature": vectors(np.concatenate([part.values for part in encoded])),
     }
 
 
 def _encode(
-    encoder: BrainEncoder,
-    runs: Sequence[BoldRun],
-    prepared: Sequence[RunSegments],
-    batch_size: int,
-) -> np.ndarray:
-    """Encode all segments of a shard in batches of equal shape, in their order."""
-    segments = [segment for part in prepared for segment in part.values]
-    xyz_mm = [part.xyz_mm for part in prepared for _ in part.values]
-    values = encode_in_batches(encoder, segments, xyz_mm, batch_size)
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        owner = np.repeat(np.arange(len(runs)), [len(part.values) for part in prepared])
-        names = dict.fromkeys(str(runs[row].bold) for row in owner[bad])
+    encoder: BrainEncoder, prepared: Sequence[tuple[BoldRun, RunSegments]], batch_size: int
+) -> list[EncodedRun]:
+    """Encode all segments of some runs in batches of equal shape, in their order."""
+    if not prepared:
+        return []
+    values = encode_in_batches(
+        encoder,
+        (segment for _, part in prepared for segment in part.values),
+        (part.xyz_mm for _, part in prepared for _ in range(len(part.values))),
+        batch_size,
+    )
+    edges = np.cumsum([len(part.values) for _, part in prepared])[:-1]
+    encoded = [
+        EncodedRun(run, part.start_frame, part.mean_fd_mm, rows)
+        for (run, part), rows in zip(prepared, np.split(values, edges), strict=True)
+    ]
+    bad = [part.run for part in encoded if not np.isfinite(part.values).all()]
+    if bad:
         raise InputError(
             Problem(
                 "features-not-finite",
-                name,
+                str(run.bold),
                 f"{encoder.spec.name} gives NaN or infinite features",
                 "finite numbers",
                 "a parcel without variance, or wrong weights? check the scan and the encoder",
             )
-            for name in names
+            for run in bad
         )
-    return values
+    return encoded
 
 
 def encode_in_batches(
     encoder: BrainEncoder,
-    segments: Sequence[np.ndarray],
-    xyz_mm: Sequence[np.ndarray],
+    segments: Iterable[np.ndarray],
+    xyz_mm: Iterable[np.ndarray],
     batch_size: int,
 ) -> np.ndarray:
     """Encode segments in batches of equal shape, in the order given.
@@ -175,9 +231,9 @@ def encode_in_batches(
     Parameters
     ----------
     encoder : BrainEncoder
-    segments : sequence of ndarray
-        Each as ``spec.input`` says, without the batch dimension.
-    xyz_mm : sequence of ndarray [P, 3]
+    segments : iterable of ndarray
+        Each as ``spec.input`` says, without the batch dimension; taken a batch at a time.
+    xyz_mm : iterable of ndarray [P, 3]
         Parcel coordinates of each, for encoders that need them.
     batch_size : int
 
@@ -193,30 +249,32 @@ def encode_in_batches(
     needs_xyz = getattr(encoder.spec.input, "needs_xyz", False)
     values = []
     with torch.inference_mode():
-        for rows in _equal_shapes(segments, batch_size):
-            signal = torch.from_numpy(np.stack([segments[row] for row in rows]))
+        for batch in _equal_shapes(zip(segments, xyz_mm, strict=True), batch_size):
+            signal = torch.from_numpy(np.stack([segment for segment, _ in batch]))
             arguments = [signal.to(device, dtype)]
             if needs_xyz:
-                points = torch.from_numpy(np.stack([xyz_mm[row] for row in rows]))
+                points = torch.from_numpy(np.stack([xyz for _, xyz in batch]))
                 arguments.append(points.to(device, dtype))
             values.append(encoder(*arguments).to(torch.float32).cpu().numpy())
     return np.concatenate(values)
 
 
-def _equal_shapes(segments: Sequence[np.ndarray], batch_size: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for row, segment in enumerate(segments):
-        if batch and (len(batch) == batch_size or segment.shape != segments[batch[0]].shape):
+def _equal_shapes(
+    segments: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    batch: list[tuple[np.ndarray, np.ndarray]] = []
+    for segment in segments:
+        if batch and (len(batch) == batch_size or segment[0].shape != batch[0][0].shape):
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(segment)
     if batch:
         yield batch
 
 
 @contextmanager
 def run_preparer(
-    atlas: Atlas, spec_input: Any, options: BoldOptions, workers: int
+    atlas: Atlas | None, spec_input: Any, options: BoldOptions, workers: int
 ) -> Iterator[Callable[[Sequence[BoldRun]], Iterator[Prepared]]]:
     """Prepare runs here, or in `workers` other processes, in the order given.
 
@@ -233,14 +291,25 @@ def run_preparer(
     with ProcessPoolExecutor(
         workers, get_context("spawn"), _start_worker, (atlas, plain, options)
     ) as pool:
-        yield lambda runs: pool.map(_prepare_in_worker, runs)
+        yield lambda runs: _few_ahead(pool, runs, workers)
 
 
-def _prepare(run: BoldRun, atlas: Atlas, spec_input: Any, options: BoldOptions) -> Prepared:
-    from multimodal.bold.segments import prepare_run
+def _few_ahead(
+    pool: ProcessPoolExecutor, runs: Sequence[BoldRun], workers: int
+) -> Iterator[Prepared]:
+    """Prepare runs in order, no more of them ahead of the encoder than there are processes."""
+    waiting: deque[Future[Prepared]] = deque()
+    for run in runs:
+        if len(waiting) == workers:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(_prepare_in_worker, run))
+    while waiting:
+        yield waiting.popleft().result()
 
+
+def _prepare(run: BoldRun, atlas: Atlas | None, spec_input: Any, options: BoldOptions) -> Prepared:
     try:
-        return prepare_run(run, atlas, spec_input, options)
+        return prepare(run, atlas, spec_input, options)
     except InputError as error:
         return error.problems
 

@@ -15,7 +15,13 @@ import pyarrow as pa
 
 from encoders.errors import InputError, Problem
 from multimodal.cohort.table import Cohort
-from multimodal.features.brain import encode_segments, plan_shards, run_name, run_preparer
+from multimodal.features.brain import (
+    bold_preprocessing,
+    encode_segments,
+    plan_shards,
+    run_name,
+    run_preparer,
+)
 from multimodal.features.dna import DnaPlan, encode_windows
 from multimodal.features.dosage import read_dosages, write_dosages
 from multimodal.features.fingerprint import (
@@ -156,7 +162,7 @@ def encode_brains(
     Parameters
     ----------
     cohort : Cohort
-        With paths of BOLD and atlas.
+        With paths of BOLD and, for an encoder of parcels, atlas.
     encoder : BrainEncoder
     options : BoldOptions or None
         None takes the defaults.
@@ -183,24 +189,23 @@ def encode_brains(
         there that something else made; another run that is writing them.
     """
     from multimodal.bold.bids import find_runs
+    from multimodal.bold.inputs import input_kind
     from multimodal.bold.options import BoldOptions
     from multimodal.bold.parcels import load_atlas
 
     options = options or BoldOptions()
     _check_positive(batch_size=batch_size, shard_subjects=shard_subjects)
-    paths = _wanted(cohort, ("bold", "atlas"))
-    if not hasattr(encoder.spec.input, "parcels"):
-        found = f"{encoder.spec.name} takes {type(encoder.spec.input).__name__}"
-        raise InputError(Problem("brain-input", "brain.name", found, "an encoder of parcels"))
-    atlas = load_atlas(paths["atlas"], cohort.paths.atlas_table)
+    kind = input_kind(encoder.spec.input)
+    paths = _wanted(cohort, ("bold", "atlas") if kind == "parcels" else ("bold",))
+    atlas = load_atlas(paths["atlas"], cohort.paths.atlas_table) if kind == "parcels" else None
     runs = find_runs(paths["bold"], cohort.participant_ids, space=options.space, task=options.task)
     if not runs:
         raise InputError(_nobody("BOLD run", str(paths["bold"])))
     shards = plan_shards(runs, shard_subjects)
     fingerprint = {
         **_encoder_fingerprint(encoder),
-        "preprocessing": asdict(options),
-        "atlas": atlas_fingerprint(atlas),
+        "preprocessing": bold_preprocessing(options, kind),
+        "atlas": None if atlas is None else atlas_fingerprint(atlas),
         "shard_subjects": shard_subjects,
         "runs": {
             "count": len(runs),

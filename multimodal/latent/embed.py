@@ -68,7 +68,8 @@ def _nothing() -> Problem:
         "cohort",
         "no genotypes and no scans",
         "subjects to embed",
-        "set cohort.dir, or cohort.genotypes and cohort.reference, or cohort.bold and cohort.atlas",
+        "set cohort.dir, or cohort.genotypes and cohort.reference, or cohort.bold (and, for "
+        "parcels, cohort.atlas)",
     )
 
 
@@ -156,7 +157,7 @@ def embed_brains(
     _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
     bold = dict(manifest["bold"])
     wanted = bold.pop("atlas")
-    if cohort.paths.atlas is not None:
+    if wanted is not None and cohort.paths.atlas is not None:
         found = atlas_fingerprint(load_atlas(cohort.paths.atlas, cohort.paths.atlas_table))
         if found != wanted:
             raise InputError(

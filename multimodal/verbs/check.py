@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,8 @@ def _check_bold(
     problems: list[Problem],
 ) -> list[list[Any]]:
     from multimodal.bold.bids import find_runs
+    from multimodal.bold.inputs import describe_input, find_problems, input_kind
     from multimodal.bold.parcels import load_atlas
-    from multimodal.bold.segments import find_bold_problems
 
     if paths.bold is None:
         return [["BOLD runs", "none"]]
@@ -156,24 +156,30 @@ def _check_bold(
         problems,
         lambda: find_runs(paths.bold, ids, space=bold.space, task=bold.task),  # type: ignore[arg-type]
     )
-    if paths.atlas is None:
+    kind = _collect(problems, lambda: input_kind(brain.spec.input)) if brain is not None else None
+    atlas = None
+    if paths.atlas is not None and kind != "volumes":
+        atlas = _collect(problems, lambda: load_atlas(paths.atlas, paths.atlas_table))  # type: ignore[arg-type]
+    elif kind == "parcels":
         problems.append(Problem("cohort-path", "cohort.atlas", "no file", "a label image"))
+    if runs is None or kind is None or (kind == "parcels" and atlas is None):
         return []
-    atlas = _collect(problems, lambda: load_atlas(paths.atlas, paths.atlas_table))  # type: ignore[arg-type]
-    if runs is None or atlas is None or brain is None:
-        return []
-    problems += find_bold_problems(runs, atlas, brain.spec.input, bold)
-    return [
+    problems += find_problems(runs, atlas, brain.spec.input, bold)
+    rows = [
         ["participants with a BOLD run", len({run.participant_id for run in runs})],
         ["BOLD runs", len(runs)],
-        ["parcels", len(atlas.ids)],
     ]
+    if kind == "volumes":
+        return [*rows, ["segments", describe_input(brain.spec.input)]]
+    return [*rows, ["parcels", len(atlas.ids)]]
 
 
 def _check_features(
     how: Preparation, dna: Any, brain: Any, genome: GenomeOptions, bold: BoldOptions
 ) -> list[Problem]:
     """Compare encoders and preprocessing with those that made the features already there."""
+    from multimodal.bold.inputs import input_kind
+    from multimodal.features.brain import bold_preprocessing
     from multimodal.features.encode import genome_preprocessing
     from multimodal.features.fingerprint import difference
     from multimodal.features.store import brain_store, dna_store
@@ -185,7 +191,9 @@ def _check_features(
         sides.append((dna, dna_store(how.features_dir, name), prepared))
     if brain is not None:
         store = brain_store(how.features_dir, brain.spec.name)
-        sides.append((brain, store, dataclasses.asdict(bold)))
+        with suppress(InputError):  # of an input that is neither, the check of the runs tells
+            prepared = bold_preprocessing(bold, input_kind(brain.spec.input))
+            sides.append((brain, store, prepared))
     problems = []
     for encoder, store, preprocessing in sides:
         file = store / "fingerprint.json"
