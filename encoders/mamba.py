@@ -52,6 +52,15 @@ class SsmConfig:
     use_fast_path: bool = True
 
 
+@dataclass(frozen=True)
+class InitializerConfig:
+    """Options of upstream's random initialisation (``initializer_cfg``)."""
+
+    initializer_range: float = 0.02
+    rescale_prenorm_residual: bool = True
+    n_residuals_per_layer: int = 1
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """Return the values in float32, or as they are where they are wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -216,6 +225,45 @@ class Mamba(nn.Module):
     ) -> Float[Tensor, "batch length dim"]:
         """Do all that follows the input projection."""
         mixed: Tensor = self.out_proj(read(projected, self.readings[0]))
+        return mixed
+
+
+class TwoWayMamba(Mamba):
+    """A Mamba block that reads both ways between one input and one output projection.
+
+    Each direction has a convolution, time steps and states of its own, those of the backward one
+    named ``*_b``; what the two give is added. This is Vision Mamba's ``bimamba_type="v2"`` without
+    its division by two (Zhu et al. 2024, arXiv 2401.09417), which VideoMamba uses as well.
+
+    Parameters
+    ----------
+    d_model : int
+        Width of the states it takes and gives.
+    ssm : SsmConfig
+    """
+
+    def __init__(self, d_model: int, ssm: SsmConfig) -> None:
+        super().__init__(d_model, ssm)
+        inner, rank = self.dt_proj.out_features, self.dt_proj.in_features
+        self.A_b_log = nn.Parameter(torch.zeros(inner, ssm.d_state))
+        self.D_b = nn.Parameter(torch.ones(inner))
+        self.conv1d_b = nn.Conv1d(inner, inner, ssm.d_conv, groups=inner, bias=ssm.conv_bias)
+        self.x_proj_b = nn.Linear(inner, rank + 2 * ssm.d_state, bias=False)
+        self.dt_proj_b = nn.Linear(rank, inner)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The parameters of each direction it reads in, forward first."""
+        backward = Reading(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        return (*super().readings, backward)
+
+    def mix(
+        self, projected: Float[Tensor, "batch length two_inner"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """Do all that follows the input projection, each position seeing all others."""
+        forward, backward = self.readings
+        both = read(projected, forward) + read(projected.flip(1), backward).flip(1)
+        mixed: Tensor = self.out_proj(both)
         return mixed
 
 

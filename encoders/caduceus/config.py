@@ -7,19 +7,10 @@ from typing import Any, Literal
 from encoders.bookkeeping import is_bookkeeping
 from encoders.caduceus.tokenizer import COMPLEMENT, VOCABULARY
 from encoders.errors import InputError, Problem
-from encoders.mamba import SsmConfig
+from encoders.mamba import InitializerConfig, SsmConfig
 
 # What upstream's classes for other tasks write beside the architecture.
 _OTHER_TASKS = frozenset(("conjoin_eval", "conjoin_test", "conjoin_train"))
-
-
-@dataclass(frozen=True)
-class InitializerConfig:
-    """Options of upstream's random initialisation (``initializer_cfg``)."""
-
-    initializer_range: float = 0.02
-    rescale_prenorm_residual: bool = True
-    n_residuals_per_layer: int = 1
 
 
 @dataclass(frozen=True)
