@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from encoders.recompute import set_gradient_checkpointing
+
 
 @dataclass(frozen=True)
 class WindowInput:
@@ -168,6 +170,18 @@ class Encoder(nn.Module, ABC):
 
     spec: EncoderSpec
     backbone: nn.Module
+
+    def gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Switch gradient checkpointing on or off: fine-tuning in less memory and more time.
+
+        Features and gradients are the same either way.
+
+        Raises
+        ------
+        ValueError
+            The network has no layers that can be recomputed (see `encoders.recompute`).
+        """
+        set_gradient_checkpointing(self.backbone, enabled)
 
 
 class DnaEncoder(Encoder):

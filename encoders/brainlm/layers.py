@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from encoders.recompute import run_layer
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda hidden: F.gelu(hidden, approximate="tanh"),
@@ -36,10 +38,11 @@ class LayerStack(nn.Module):
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
+        self.recompute_layers = False
         self.layer = nn.ModuleList(layers)
 
     def forward(self, hidden: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Run tokens [B, N, D] through all layers in turn."""
         for layer in self.layer:
-            hidden = layer(hidden)
+            hidden = run_layer(layer, hidden, recompute=self.recompute_layers)
         return hidden

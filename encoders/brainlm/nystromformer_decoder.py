@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from encoders.brainlm.config import NystromformerConfig
 from encoders.brainlm.masking import EncoderOutput, restore_tokens
 from encoders.brainlm.nystromformer import NystromformerBackbone, NystromformerLayer, TimeCode
+from encoders.recompute import run_layer
 
 LEAKY_SLOPE = 0.1
 
@@ -43,6 +44,7 @@ class NystromformerDecoder(nn.Module):
         super().__init__()
         size, patch = config.decoder_hidden_size, config.timepoint_patching_size
         self.use_tanh = config.use_tanh_decoder
+        self.recompute_layers = False
         self.decoder_embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
         self.decoder_xyz_projection = nn.Linear(3, config.hidden_size)
@@ -70,7 +72,7 @@ class NystromformerDecoder(nn.Module):
         placed = tokens.unflatten(1, (parcels, -1)) + self.decoder_xyz_projection(xyz)[:, :, None]
         hidden = torch.cat([embedded[:, :1], self.pos_embedding(placed).flatten(1, 2)], dim=1)
         for layer in self.decoder_layers:
-            hidden = layer(hidden)
+            hidden = run_layer(layer, hidden, recompute=self.recompute_layers)
         hidden = F.leaky_relu(self.decoder_pred1(self.decoder_norm(hidden)), LEAKY_SLOPE)
         logits = self.decoder_pred2(hidden)[:, 1:]
         if self.use_tanh:

@@ -16,6 +16,7 @@ from encoders.brainlm.vitmae import (
     find_last_columns,
     find_padding,
 )
+from encoders.recompute import run_layer
 
 VARIANCE_EPS = 1e-6
 
@@ -54,6 +55,7 @@ class ViTMAEDecoder(nn.Module):
     def __init__(self, config: ViTMAEConfig) -> None:
         super().__init__()
         size = config.decoder_hidden_size
+        self.recompute_layers = False
         self.decoder_embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
         positions = torch.zeros(1, 1 + config.grid**2, size)
@@ -77,7 +79,7 @@ class ViTMAEDecoder(nn.Module):
         tokens = restore_tokens(embedded[:, 1:], self.mask_token, ids_restore)
         hidden = torch.cat([embedded[:, :1], tokens], dim=1) + self.decoder_pos_embed
         for layer in self.decoder_layers:
-            hidden = layer(hidden)
+            hidden = run_layer(layer, hidden, recompute=self.recompute_layers)
         return self.decoder_pred(self.decoder_norm(hidden))[:, 1:]
 
 
