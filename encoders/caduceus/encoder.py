@@ -17,7 +17,7 @@ from encoders.base import (
     check_pooling_weights,
     pool_bases,
 )
-from encoders.caduceus.checkpoint import load_network
+from encoders.caduceus.checkpoint import config_values, load_network
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.model import CaduceusForMaskedLM
 from encoders.caduceus.tokenizer import tokenize_windows
@@ -28,14 +28,6 @@ PAPER = (
     "Schiff et al. 2024, Caduceus: Bi-Directional Equivariant Long-Range DNA Sequence Modeling, "
     "arXiv:2403.03234"
 )
-# What kuleshov-group/caduceus-{ps,ph}_seqlen-131k_d_model-256_n_layer-16 are built with.
-PUBLISHED_CONFIG: Mapping[str, Any] = {
-    "d_model": 256,
-    "n_layer": 16,
-    "vocab_size": 12,
-    "rcps": True,
-    "residual_in_fp32": False,
-}
 # Bases of the published training windows, by the length in a checkpoint's name; longer than
 # 1k they count in thousands, and "131k" is 2**17.
 PUBLISHED_LENGTHS_BP: Mapping[str, int] = {"1k": 1_024, "131k": 131_072}
@@ -249,8 +241,7 @@ def _random_network(
     name: str, rcps: bool | None, config: Mapping[str, Any] | None, seed: int
 ) -> CaduceusForMaskedLM:
     variant = {} if rcps is None else {"rcps": rcps}
-    values = {**PUBLISHED_CONFIG, **variant, **(config or {})}
-    parsed = _parse(name, rcps, values, "config")
+    parsed = _parse(name, rcps, *config_values(None, {**variant, **(config or {})}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CaduceusForMaskedLM(parsed)
@@ -263,17 +254,7 @@ def _stored_network(
     checkpoint: Weights,
     arithmetic: torch.dtype,
 ) -> CaduceusForMaskedLM:
-    if checkpoint.config is None and config is None:
-        raise InputError(
-            Problem(
-                "config-missing",
-                checkpoint.id,
-                "weights without a configuration",
-                "a folder with config.json, or the argument config",
-            )
-        )
-    values = {**(checkpoint.config or {}), **(config or {})}
-    parsed = _parse(name, rcps, values, f"{checkpoint.id}: config")
+    parsed = _parse(name, rcps, *config_values(checkpoint, config))
     with torch.random.fork_rng(devices=[]):
         return load_network(parsed, checkpoint, arithmetic)
 

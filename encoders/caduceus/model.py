@@ -25,6 +25,7 @@ from encoders.caduceus.layers import (
     make_rc_norm,
 )
 from encoders.mamba import Mamba, cast_mamba, reset_mamba
+from encoders.recompute import run_layer
 
 
 class Trace(NamedTuple):
@@ -58,6 +59,7 @@ class MixerModel(nn.Module):
         super().__init__()
         self.rcps = config.rcps
         self.lists_last_state = config.fused_add_norm
+        self.recompute_layers = False
         block = RcBlock if config.rcps else Block
         self.embeddings = nn.ModuleDict(
             {
@@ -76,7 +78,7 @@ class MixerModel(nn.Module):
         """Return the last hidden state for embedded tokens."""
         hidden, residual = embeddings, None
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual)
+            hidden, residual = run_layer(layer, hidden, residual, recompute=self.recompute_layers)
         return self._finish(hidden, residual)
 
     def trace(self, embeddings: Float[Tensor, "batch length width"]) -> Trace:
@@ -96,7 +98,7 @@ class MixerModel(nn.Module):
 
 
 class Caduceus(nn.Module):
-    """Holds the `MixerModel` under upstream's name.
+    """The network without a head.
 
     Parameters
     ----------
@@ -105,44 +107,12 @@ class Caduceus(nn.Module):
 
     def __init__(self, config: CaduceusConfig) -> None:
         super().__init__()
+        self.rcps = config.rcps
         self.backbone = MixerModel(config)
-
-
-class CaduceusForMaskedLM(nn.Module):
-    """Caduceus with its language-model head.
-
-    Parameters
-    ----------
-    config : CaduceusConfig
-    head : bool
-        Whether there is a head; checkpoints of the bare network have none.
-    """
-
-    def __init__(self, config: CaduceusConfig, *, head: bool = True) -> None:
-        super().__init__()
-        self.config = config
-        self.caduceus = Caduceus(config)
-        self.lm_head: RcHead | nn.Linear | None = None
-        if head:
-            self._add_head()
-        self.reset_parameters()
-
-    def _add_head(self) -> None:
-        config = self.config
-        words: nn.Module = self.caduceus.backbone.embeddings["word_embeddings"]
-        if isinstance(words, RcEmbedding):
-            rc_head = RcHead(config)
-            rc_head.lm_head.weight = words.embedding.weight
-            self.lm_head = rc_head
-        else:
-            head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-            if config.tie_word_embeddings and isinstance(words, nn.Embedding):
-                head.weight = words.weight
-            self.lm_head = head
 
     def embed(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
         """Return the embeddings that the blocks take."""
-        embedded: Tensor = self.caduceus.backbone.embeddings["word_embeddings"](input_ids)
+        embedded: Tensor = self.backbone.embeddings["word_embeddings"](input_ids)
         return embedded
 
     def forward(
@@ -174,16 +144,107 @@ class CaduceusForMaskedLM(nn.Module):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if input_ids is not None and input_ids.ndim == 3:
-            if self.config.rcps or input_ids.shape[2] != 2:
+            if self.rcps or input_ids.shape[2] != 2:
                 raise ValueError("ids [B, L, 2] are for networks without RC parameter sharing")
             return torch.stack([self(ids) for ids in input_ids.unbind(-1)], dim=-1)
         embeddings = inputs_embeds if input_ids is None else self.embed(input_ids)
-        last: Tensor = self.caduceus.backbone(embeddings)
+        last: Tensor = self.backbone(embeddings)
+        return last
+
+    def strand_embeddings(
+        self, input_ids: Int[Tensor, "batch length *strand"]
+    ) -> Float[Tensor, "batch length dim strand"]:
+        """Return upstream's stacked strand embeddings, each in the coordinates of its own strand.
+
+        Parameters
+        ----------
+        input_ids : Tensor [B, L] with RC parameter sharing, [B, L, 2] without
+            As for `forward`.
+
+        Returns
+        -------
+        Tensor [B, L, D, 2]
+            Position i of the second strand lies over forward position L-1-i
+            (upstream's ``DNAEmbeddingModelCaduceus``).
+        """
+        if not self.rcps:
+            conjoined: Tensor = self(input_ids)
+            return conjoined
+        forward, other = self(input_ids).chunk(2, dim=-1)
+        return torch.stack([forward, other.flip(1, 2)], dim=-1)
+
+
+class CaduceusNetwork(nn.Module):
+    """A Caduceus with a head, or room for one: what checkpoints hold.
+
+    Parameters
+    ----------
+    config : CaduceusConfig
+    """
+
+    def __init__(self, config: CaduceusConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.caduceus = Caduceus(config)
+
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Change the arithmetic; ``A_log`` and ``D`` stay in float32 at least, as upstream's."""
+        cast_mamba(self, dtype)
+
+
+class CaduceusForMaskedLM(CaduceusNetwork):
+    """Caduceus with its language-model head.
+
+    Parameters
+    ----------
+    config : CaduceusConfig
+    head : bool
+        Whether there is a head; checkpoints of the bare network have none.
+    """
+
+    def __init__(self, config: CaduceusConfig, *, head: bool = True) -> None:
+        super().__init__(config)
+        self.lm_head: RcHead | nn.Linear | None = None
+        if head:
+            self._add_head()
+        self.reset_parameters()
+
+    def _add_head(self) -> None:
+        config = self.config
+        words: nn.Module = self.caduceus.backbone.embeddings["word_embeddings"]
+        if isinstance(words, RcEmbedding):
+            rc_head = RcHead(config)
+            rc_head.lm_head.weight = words.embedding.weight
+            self.lm_head = rc_head
+        else:
+            head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            if config.tie_word_embeddings and isinstance(words, nn.Embedding):
+                head.weight = words.weight
+            self.lm_head = head
+
+    def embed(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """Return the embeddings that the blocks take."""
+        return self.caduceus.embed(input_ids)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length *strand"] | None = None,
+        *,
+        inputs_embeds: Float[Tensor, "batch length width"] | None = None,
+    ) -> Float[Tensor, "batch length width *strand"]:
+        """Return upstream's last hidden state; see `Caduceus.forward`."""
+        last: Tensor = self.caduceus(input_ids, inputs_embeds=inputs_embeds)
         return last
 
     def trace(self, input_ids: Int[Tensor, "batch length"]) -> Trace:
         """Return the last hidden state with all states on the way."""
         return self.caduceus.backbone.trace(self.embed(input_ids))
+
+    def strand_embeddings(
+        self, input_ids: Int[Tensor, "batch length *strand"]
+    ) -> Float[Tensor, "batch length dim strand"]:
+        """Return upstream's stacked strand embeddings; see `Caduceus.strand_embeddings`."""
+        return self.caduceus.strand_embeddings(input_ids)
 
     def logits(
         self, input_ids: Int[Tensor, "batch length"]
@@ -206,49 +267,29 @@ class CaduceusForMaskedLM(nn.Module):
         scores: Tensor = self.lm_head(last_hidden_state)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def strand_embeddings(
-        self, input_ids: Int[Tensor, "batch length *strand"]
-    ) -> Float[Tensor, "batch length dim strand"]:
-        """Return upstream's stacked strand embeddings, each in the coordinates of its own strand.
-
-        Parameters
-        ----------
-        input_ids : Tensor [B, L] with RC parameter sharing, [B, L, 2] without
-            As for `forward`.
-
-        Returns
-        -------
-        Tensor [B, L, D, 2]
-            Position i of the second strand lies over forward position L-1-i
-            (upstream's ``DNAEmbeddingModelCaduceus``).
-        """
-        if not self.config.rcps:
-            return self(input_ids)
-        forward, other = self(input_ids).chunk(2, dim=-1)
-        return torch.stack([forward, other.flip(1, 2)], dim=-1)
-
-    def set_dtype(self, dtype: torch.dtype) -> None:
-        """Change the arithmetic; ``A_log`` and ``D`` stay in float32 at least, as upstream's."""
-        cast_mamba(self, dtype)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw upstream's initial weights from torch's global generator."""
-        config = self.config
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=config.initializer.initializer_range)
-            elif isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        initializer = config.initializer
-        additions = initializer.n_residuals_per_layer * config.n_layer
-        for module in self.modules():
-            if isinstance(module, Mamba):
-                reset_mamba(module)
-                if initializer.rescale_prenorm_residual:
-                    module.out_proj.weight.div_(math.sqrt(additions))
-        if isinstance(self.lm_head, nn.Linear) and not config.tie_word_embeddings:
-            nn.init.normal_(self.lm_head.weight, std=config.initializer.initializer_range)
+        reset_network(self.caduceus, self.config)
+        if isinstance(self.lm_head, nn.Linear) and not self.config.tie_word_embeddings:
+            nn.init.normal_(self.lm_head.weight, std=self.config.initializer.initializer_range)
+
+
+@torch.no_grad()
+def reset_network(network: Caduceus, config: CaduceusConfig) -> None:
+    """Draw upstream's initial weights of the network itself from torch's global generator."""
+    initializer = config.initializer
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=initializer.initializer_range)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    additions = initializer.n_residuals_per_layer * config.n_layer
+    for module in network.modules():
+        if isinstance(module, Mamba):
+            reset_mamba(module)
+            if initializer.rescale_prenorm_residual:
+                module.out_proj.weight.div_(math.sqrt(additions))
 
 
 def masked_lm_loss(
@@ -278,6 +319,16 @@ def masked_lm_loss(
     flat, targets = logits.flatten(0, 1), labels.flatten()
     if weights is None:
         return F.cross_entropy(flat, targets, ignore_index=ignore_index)
-    counted = torch.where(targets == ignore_index, 0, weights.flatten().to(logits.dtype))
+    counted = count_weights(targets, weights.flatten().to(logits.dtype), ignore_index)
     losses = F.cross_entropy(flat, targets, ignore_index=ignore_index, reduction="none")
     return (losses * counted).sum() / counted.sum()
+
+
+def count_weights(
+    labels: Int[Tensor, "*any"], weights: Float[Tensor, "*any"], ignore_index: int = -100
+) -> Float[Tensor, "*any"]:
+    """Return the loss weights with 0 where a label does not count, in a tensor of its own.
+
+    This is what upstream leaves behind in the tensor it was given.
+    """
+    return torch.where(labels == ignore_index, 0, weights)

@@ -1,67 +1,35 @@
 """Caduceus against numbers made with upstream's own code (see the README of each case)."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from parity_sets import parity_cases
+from caduceus_cases import (
+    DTYPES,
+    assert_close,
+    backbone,
+    both_dtypes,
+    keys_of,
+    over_cases,
+    read_json,
+)
 from safetensors.torch import load_file
 
 from encoders import load_encoder
 from encoders.caduceus.checkpoint import find_ties
 from encoders.caduceus.config import CaduceusConfig
-from encoders.caduceus.encoder import PUBLISHED_CONFIG
-from encoders.caduceus.model import CaduceusForMaskedLM, masked_lm_loss
+from encoders.caduceus.model import CaduceusForMaskedLM, count_weights, masked_lm_loss
 from encoders.weights import read_weights
-
-DTYPES = ("float32", "float64")
-
-
-def cases(*kinds: str) -> list[Path]:
-    found = [p for p in parity_cases("caduceus") if (p / "case.json").is_file()]
-    return [path for path in found if read_json(path / "case.json")["kind"] in kinds]
-
-
-def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def over_cases(*kinds: str):
-    chosen = cases(*kinds)
-    assert chosen, f"no fixture of kind {kinds}"
-    return pytest.mark.parametrize("case", chosen, ids=[path.name for path in chosen])
-
-
-def backbone(folder: Path, dtype: str) -> CaduceusForMaskedLM:
-    encoder = load_encoder("caduceus", folder, dtype=dtype)
-    return encoder.backbone
-
-
-def assert_close(case: Path, dtype: str, found: dict[str, torch.Tensor], expected) -> None:
-    """Compare all `found` with what the fixture holds for them; at least one must be there."""
-    tolerance = read_json(case / "case.json")["tolerance"][dtype]
-    suffix = "_f64" if dtype == "float64" else ""
-    compared = 0
-    for name, value in found.items():
-        if name + suffix in expected:
-            compared += 1
-            torch.testing.assert_close(
-                value.detach(),
-                expected[name + suffix],
-                **tolerance,
-                msg=lambda m, n=name: f"{n}: {m}",
-            )
-    assert compared or dtype == "float64"
 
 
 @over_cases("forward")
-@pytest.mark.parametrize("dtype", DTYPES)
+@both_dtypes
 @torch.no_grad()
 def test_forward(case: Path, dtype: str) -> None:
     network = backbone(case, dtype)
     inputs = load_file(case / "inputs.safetensors")
     expected = load_file(case / "expected.safetensors")
+    compared: set[str] = set()
     for group in read_json(case / "case.json")["groups"]:
         ids = inputs[f"{group}.input_ids"]
         trace = network.trace(ids)
@@ -72,7 +40,8 @@ def test_forward(case: Path, dtype: str) -> None:
             stored = [key for key in stored if not key.endswith("_f64")]
             assert len(stored) in (0, len(states))
             found |= {f"{group}.{kind}.{i}": state for i, state in enumerate(states)}
-        assert_close(case, dtype, found, expected)
+        compared |= assert_close(case, dtype, found, expected)
+    assert compared == keys_of(expected, dtype)
 
 
 @over_cases("forward")
@@ -87,7 +56,16 @@ def test_negative_controls_are_missed(case: Path) -> None:
     inputs = load_file(case / "inputs.safetensors")
     for key, wrong in load_file(path).items():
         group = key.split(".")[0]
-        assert (network(inputs[f"{group}.input_ids"]) - wrong).abs().max() > 1
+        found = {key: network(inputs[f"{group}.input_ids"])}
+        with pytest.raises(AssertionError, match="unfused"):
+            assert_close(case, "float32", found, {key: wrong})
+        # The control itself is understood: it is these weights without the swap.
+        for layer in network.caduceus.backbone.layers:
+            layer.swaps = False
+        found = {key: network(inputs[f"{group}.input_ids"])}
+        assert_close(case, "float32", found, {key: wrong})
+        for layer in network.caduceus.backbone.layers:
+            layer.swaps = True
 
 
 @over_cases("forward_bf16")
@@ -116,7 +94,7 @@ def test_bfloat16(case: Path) -> None:
 
 
 @over_cases("mlm")
-@pytest.mark.parametrize("dtype", DTYPES)
+@both_dtypes
 @pytest.mark.parametrize("file", ["model.safetensors", "model_published_layout.safetensors"])
 @torch.no_grad()
 def test_masked_lm(case: Path, dtype: str, file: str) -> None:
@@ -137,12 +115,18 @@ def test_masked_lm(case: Path, dtype: str, file: str) -> None:
             logits, inputs["labels_all"], ignore_index=4
         ),
     }
-    assert_close(case, dtype, found, load_file(case / "expected.safetensors"))
+    expected = load_file(case / "expected.safetensors")
+    assert_close(case, dtype, found, expected)
+    counted = count_weights(inputs["labels"], weights)
+    assert torch.equal(counted, expected["loss_weights_after_call"])
+    assert keys_of(expected, dtype) - {"loss_weights_after_call"} == {
+        name + ("_f64" if dtype == "float64" else "") for name in found
+    }
     assert torch.equal(weights, load_file(case / "inputs.safetensors")["loss_weights"])
 
 
 @over_cases("grad")
-@pytest.mark.parametrize("dtype", DTYPES)
+@both_dtypes
 def test_gradients(case: Path, dtype: str) -> None:
     network = backbone(case, dtype)
     inputs = load_file(case / "inputs.safetensors")
@@ -169,7 +153,7 @@ def test_gradients(case: Path, dtype: str) -> None:
 
 
 @over_cases("rc")
-@pytest.mark.parametrize("dtype", DTYPES)
+@both_dtypes
 @torch.no_grad()
 def test_reverse_complement_inputs(case: Path, dtype: str) -> None:
     description = read_json(case / "case.json")
@@ -200,7 +184,7 @@ def test_reverse_complement_inputs(case: Path, dtype: str) -> None:
 
 
 @over_cases("dna_embedding")
-@pytest.mark.parametrize("dtype", DTYPES)
+@both_dtypes
 @torch.no_grad()
 def test_strand_embeddings(case: Path, dtype: str) -> None:
     network = backbone(case, dtype)
@@ -210,7 +194,8 @@ def test_strand_embeddings(case: Path, dtype: str) -> None:
         "collapsed": stacked.mean(dim=-1),
         "mean_pooled": stacked.mean(dim=1),
     }
-    assert_close(case, dtype, found, load_file(case / "expected.safetensors"))
+    expected = load_file(case / "expected.safetensors")
+    assert assert_close(case, dtype, found, expected) == keys_of(expected, dtype)
 
 
 @over_cases("dna_embedding")
@@ -224,49 +209,6 @@ def test_adapter_lays_the_other_strand_over_the_first(case: Path) -> None:
     hidden = encoder.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
     torch.testing.assert_close(hidden[..., 0], expected[..., 0], atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(hidden[..., 1], expected[..., 1].flip(1), atol=1e-9, rtol=1e-9)
-
-
-@over_cases("vep")
-@pytest.mark.parametrize("dtype", DTYPES)
-@torch.no_grad()
-def test_variant_effect_embeddings(case: Path, dtype: str) -> None:
-    """Upstream's window means; with PS it reads the other strand's at the mirrored position."""
-    encoder = load_encoder("caduceus", case, dtype=dtype)
-    inputs = load_file(case / "inputs.safetensors")
-    expected = load_file(case / "expected.safetensors")
-    alleles = []
-    for allele in ("ref", "alt"):
-        ids = inputs[f"{allele}_input_ids"]
-        if encoder.backbone.config.rcps:
-            alleles.append(encoder.backbone.strand_embeddings(ids))
-        else:
-            alleles.append(encoder.hidden(ids, torch.ones_like(ids, dtype=torch.bool)))
-    found = {}
-    for size in read_json(case / "case.json")["windows"]:
-        offsets = torch.arange((-size) // 2, size // 2 + 1)
-        at = (expected["variant_idx"][:, None] + offsets).clamp(0, ids.shape[1] - 1)
-        rows = torch.arange(len(at))[:, None]
-        means = torch.cat([states[rows, at].mean(dim=1) for states in alleles], dim=1)
-        found[f"w{size}.concat_avg_ws"] = means[..., 0]
-        found[f"w{size}.rc_concat_avg_ws"] = means[..., 1]
-    assert_close(case, dtype, found, expected)
-
-
-@over_cases("published_layout")
-def test_published_layout(case: Path) -> None:
-    for variant, layers in (("ps_131k", 16), ("ph_1k", 4)):
-        config = CaduceusConfig.from_mapping(read_json(case / f"config_{variant}.json"))
-        assert config.n_layer == layers
-        stored = read_json(case / f"keys_{variant}.json")
-        wanted = CaduceusForMaskedLM(config).state_dict()
-        for name, (kind, shape) in stored.items():
-            tensor = wanted.pop(name)
-            assert list(tensor.shape) == shape
-            assert {"F32": torch.float32, "I64": torch.int64}[kind] == tensor.dtype
-        assert set(wanted) <= set(find_ties(config)), "not stored and not tied"
-    published = CaduceusConfig.from_mapping(read_json(case / "config_ps_131k.json"))
-    resaved = CaduceusConfig.from_mapping(read_json(case / "config_ps_131k_resaved.json"))
-    assert resaved == published == CaduceusConfig.from_mapping(PUBLISHED_CONFIG)
 
 
 @over_cases("forward", "mlm")
