@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,41 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, keys in order, whole or not at all."""
     text = json.dumps(values, indent=2, sort_keys=True) + "\n"
     replace_file(path, lambda temporary: _write_text(temporary, text))
+
+
+def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a temporary folder beside `path`, sync its files and give it its name.
+
+    Parameters
+    ----------
+    path : Path
+        The folder to appear; its parents are made where they are missing.
+    fill : callable
+        Takes the temporary folder, which exists, and writes files into it.
+
+    Raises
+    ------
+    FileExistsError
+        There is something at `path` already, at the start or at the end.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    try:
+        fill(temporary)
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        temporary.rename(path)
+    except OSError as error:
+        # An empty folder would be replaced, one with files is not; a file cannot be either.
+        if path.exists():
+            raise FileExistsError(path) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoders.errors import InputError, Problem
+from encoders.licences import say_licence_once
 
 if TYPE_CHECKING:
     from encoders.base import Encoder
@@ -28,25 +30,55 @@ _OURS = {
 
 def list_encoders() -> list[str]:
     """Return the names `load_encoder` takes, ours first, then those of installed packages."""
-    third_party = sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
-    return [*_OURS, *(name for name in third_party if name not in _OURS)]
+    return [*_OURS, *sorted(third_party())]
 
 
-def _factory(name: str) -> Callable[..., Encoder]:
+def third_party() -> dict[str, EntryPoint]:
+    """Return the encoders of installed packages by name; a name of ours stays ours."""
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    return {point.name: point for point in points if point.name not in _OURS}
+
+
+def find_factory(name: str) -> Callable[..., Encoder]:
+    """Return what makes the encoder of a name: ``(weights, *, config, ...) -> Encoder``.
+
+    Raises
+    ------
+    InputError
+        No such encoder, or an installed package whose module does not import.
+    """
     if name in _OURS:
         module, _, attribute = _OURS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name == name:
-            return point.load()
-    raise InputError(
-        Problem(
-            "unknown-encoder",
-            "encoder name",
-            f"'{name}' is not installed",
-            f"one of {', '.join(list_encoders())}",
-            f"a package can bring its own by an entry point in the group '{ENTRY_POINT_GROUP}'",
-        )
+    points = third_party()
+    if name not in points:
+        raise InputError(_unknown(name))
+    try:
+        return points[name].load()
+    # Whatever a package of somebody else raises while it is imported.
+    except Exception as error:
+        raise InputError(
+            Problem(
+                "encoder-broken",
+                f"encoder '{name}'",
+                f"its entry point {points[name].value} does not load "
+                f"({type(error).__name__}: {error})",
+                "a module that imports, and a function in it",
+                "install the package again, or what it needs",
+            )
+        ) from error
+
+
+def _unknown(name: str) -> Problem:
+    names = list_encoders()
+    near = difflib.get_close_matches(str(name), names, n=1)
+    own = f"a package can bring its own by an entry point in the group '{ENTRY_POINT_GROUP}'"
+    return Problem(
+        "unknown-encoder",
+        "encoder name",
+        f"'{name}' is not installed",
+        f"one of {', '.join(names)}",
+        f"did you mean '{near[0]}'? Else: {own}" if near else own,
     )
 
 
@@ -88,15 +120,48 @@ def load_encoder(
     ------
     InputError
         Unknown name, device or dtype; weights missing, unsafe, incomplete, with tensors left over,
-        wrongly shaped or not finite (all listed at once).
+        wrongly shaped or not finite (all listed at once); a package whose encoder cannot be made.
+
+    Notes
+    -----
+    Weights under a licence that forbids commercial use say so once in a process, as a warning of
+    the logger ``encoders.licences``.
     """
     if dtype not in DTYPES:
         raise InputError(Problem("bad-dtype", "dtype", f"'{dtype}'", f"one of {', '.join(DTYPES)}"))
     _check_device(device)
-    encoder = _factory(name)(
-        weights, config=config, revision=revision, device=device, dtype=dtype, seed=seed
-    )
+    factory = find_factory(name)
+    try:
+        encoder = factory(
+            weights, config=config, revision=revision, device=device, dtype=dtype, seed=seed
+        )
+    except TypeError as error:
+        # A short factory hands `config` to a constructor, which says so where it does not fit.
+        if name in _OURS:
+            raise
+        wanted = f"arguments that {name} takes"
+        raise InputError(Problem("config-value", f"{name}: config", str(error), wanted)) from error
+    check_encoder(encoder, f"encoder '{name}'")
+    say_licence_once(encoder.spec.weight_license, encoder.spec.weights_id)
     return encoder.eval()
+
+
+def check_encoder(made: object, where: str) -> None:
+    """Raise InputError where what a factory or a class made is no encoder with a spec."""
+    from torch import nn
+
+    from encoders.base import BrainEncoder, DnaEncoder, EncoderSpec
+
+    kind = type(made).__name__
+    if not isinstance(made, BrainEncoder | DnaEncoder):
+        found, fix = f"made a {kind}", "derive the class from encoders.base.BrainEncoder"
+    elif not isinstance(getattr(made, "spec", None), EncoderSpec):
+        found, fix = f"made a {kind} without spec", "set self.spec to an EncoderSpec"
+    elif not isinstance(getattr(made, "backbone", None), nn.Module):
+        found, fix = f"made a {kind} without backbone", "set self.backbone to the network"
+    else:
+        return
+    raise InputError(Problem("not-an-encoder", where, found, "a DnaEncoder or BrainEncoder", fix))
 
 
 def _check_device(device: str) -> None:

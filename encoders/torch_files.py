@@ -48,10 +48,14 @@ class TorchFile:
         All plain values beside it (``epoch``, ``hyper_parameters``, ``config``): numbers, strings,
         None, and lists, tuples and dicts of them. Tensors, the states of optimisers and callbacks,
         and whatever else is no plain value are left out.
+    nesting : tuple of str
+        The keys, from the outermost, under which the tensors lie: ``("state_dict",)``; empty for
+        a bare state dict.
     """
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
+    nesting: tuple[str, ...] = ()
 
 
 def read_torch_file(path: Path) -> TorchFile:
@@ -64,8 +68,8 @@ def read_torch_file(path: Path) -> TorchFile:
         several.
     """
     content = _load(path)
-    where, tensors = _find_state_dict(content, path)
-    return TorchFile(tensors, _beside(content) if where else {})
+    nesting, tensors = _find_state_dict(content, path)
+    return TorchFile(tensors, _beside(content) if nesting else {}, nesting)
 
 
 class _NumpyType:
@@ -139,12 +143,13 @@ def _foreign_names(path: Path) -> list[str]:
         return []
 
 
-def _find_state_dict(content: object, path: Path) -> tuple[str, dict[str, Tensor]]:
-    candidates = _state_dicts(content, "")
+def _find_state_dict(content: object, path: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    candidates = _state_dicts(content, ())
     if len(candidates) == 1:
         return next(iter(candidates.items()))
     if candidates:
-        found = f"{len(candidates)} sets of tensors: {', '.join(map(repr, candidates))}"
+        names = ", ".join(repr(".".join(nesting)) for nesting in candidates)
+        found = f"{len(candidates)} sets of tensors: {names}"
     else:
         found = f"no mapping from names to tensors ({type(content).__name__})"
     raise InputError(
@@ -158,19 +163,21 @@ def _find_state_dict(content: object, path: Path) -> tuple[str, dict[str, Tensor
     )
 
 
-def _state_dicts(content: object, where: str, depth: int = 0) -> dict[str, dict[str, Tensor]]:
-    """Find the non-empty mappings of names to tensors, under their keys joined by dots."""
+def _state_dicts(
+    content: object, nesting: tuple[str, ...]
+) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Find the non-empty mappings of names to tensors, under the keys that lead there."""
     if not isinstance(content, Mapping) or not content:
         return {}
     if not all(isinstance(key, str) for key in content):
         return {}
     if all(isinstance(value, Tensor) for value in content.values()):
-        return {where: dict(content)}
-    found: dict[str, dict[str, Tensor]] = {}
-    if depth < _DEEPEST:
+        return {nesting: dict(content)}
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    if len(nesting) < _DEEPEST:
         for key, value in content.items():
             if key not in _NOT_WEIGHTS:
-                found |= _state_dicts(value, f"{where}.{key}" if where else key, depth + 1)
+                found |= _state_dicts(value, (*nesting, key))
     return found
 
 

@@ -7,7 +7,6 @@ or one error lists all that does not fit.
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,7 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.errors import InputError, Problem
-from encoders.torch_files import TORCH_SUFFIXES, damaged, first_line, read_torch_file
+from encoders.hub import download, is_hub_id
+from encoders.licences import read_card_licence, say_licence_once
+from encoders.record import RECORD_NAME, read_record
+from encoders.torch_files import TORCH_SUFFIXES, TorchFile, damaged, read_torch_file
 
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # In order of preference: the names under which upstream libraries save a whole model.
@@ -30,7 +32,6 @@ _STANDARD_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,17 @@ class Weights:
     config : dict or None
         The ``config.json`` beside the weights; None for a bare file.
     id : str
-        File or folder name, or hub id with the commit it resolved to.
+        File or folder name, or hub id with the commit it resolved to; of a canonical folder (see
+        `encoders.canonical`), that of what it was made from.
     sha256 : str
         `tensors_sha256` of `tensors`.
     extra : dict
         The plain values that a torch file holds beside its tensors (``hyper_parameters``,
         ``config``), see `encoders.torch_files.TorchFile`; empty for other files.
+    nesting : tuple of str
+        The keys under which a torch file holds its tensors, such as ``("state_dict",)``.
+    license : str or None
+        What the model card of a folder or hub id says; see `encoders.licences`.
     """
 
     tensors: dict[str, Tensor]
@@ -57,6 +63,8 @@ class Weights:
     id: str
     sha256: str
     extra: dict[str, Any] = field(default_factory=dict)
+    nesting: tuple[str, ...] = ()
+    license: str | None = None
 
 
 def read_weights(
@@ -82,19 +90,33 @@ def read_weights(
     ------
     InputError
         The file is missing, damaged, holds code (a pickle of more than tensors), or it is not
-        clear which of its tensors are the weights.
+        clear which of its tensors are the weights; a revision of a local path; a canonical folder
+        whose tensors are not those it was made with.
     """
     if isinstance(path_or_hub_id, Weights):
         return path_or_hub_id
     path = Path(path_or_hub_id).expanduser()
+    if path.exists() and revision is not None:
+        raise InputError(
+            Problem(
+                "revision-of-a-path",
+                str(path),
+                f"a local path with revision {revision!r}",
+                "a revision for hub ids only",
+                "leave the revision out, or move the path away if you mean the hub id",
+            )
+        )
     if path.is_dir():
-        return _read_folder(path, path.resolve().name)
+        return _read_local_folder(path)
     if path.is_file():
-        tensors, extra = _read_file(path)
-        return _weights(tensors, None, path.name, extra)
-    if isinstance(path_or_hub_id, str) and _looks_like_hub_id(path_or_hub_id):
-        folder, resolved_id = _download(path_or_hub_id, revision)
-        return _read_folder(folder, resolved_id)
+        file = _read_file(path)
+        digest = tensors_sha256(file.tensors)
+        return Weights(file.tensors, None, path.name, digest, file.extra, file.nesting)
+    if isinstance(path_or_hub_id, str) and is_hub_id(path_or_hub_id):
+        snapshot = download(path_or_hub_id, revision)
+        if snapshot.license is not None:
+            say_licence_once(snapshot.license, snapshot.id)
+        return _read_folder(snapshot.folder, snapshot.id, snapshot.license)
     raise InputError(
         Problem(
             "weights-missing",
@@ -114,18 +136,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     InputError
         As `read_weights`.
     """
-    return _read_file(path)[0]
+    return _read_file(path).tensors
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_file(path: Path) -> TorchFile:
     if path.suffix == ".safetensors":
         try:
-            return load_file(path), {}
+            return TorchFile(load_file(path))
         except (SafetensorError, OSError) as error:
             raise InputError(damaged(path, error, "safetensors")) from error
     if path.suffix in TORCH_SUFFIXES:
-        file = read_torch_file(path)
-        return file.tensors, file.extra
+        return read_torch_file(path)
     raise InputError(
         Problem(
             "weights-format",
@@ -237,22 +258,33 @@ def _misfits(name: str, tensor: Tensor, target: Tensor, source: str) -> list[Pro
     return problems
 
 
-def _weights(
-    tensors: dict[str, Tensor],
-    config: dict[str, Any] | None,
-    name: str,
-    extra: dict[str, Any],
-) -> Weights:
-    return Weights(tensors, config, name, tensors_sha256(tensors), extra)
+def _read_local_folder(path: Path) -> Weights:
+    licence, record = read_card_licence(path), read_record(path)
+    if record is None:
+        return _read_folder(path, path.resolve().name, licence)
+    weights = _read_folder(path, record.source, licence or record.weight_license)
+    if weights.sha256 != record.sha256:
+        raise InputError(
+            Problem(
+                "weights-changed",
+                str(path),
+                f"other tensors than {RECORD_NAME} says: digest {weights.sha256[:16]}",
+                record.sha256[:16],
+                f"copy or convert the folder again; if you changed them yourself, remove "
+                f"{RECORD_NAME}",
+            )
+        )
+    return weights
 
 
-def _read_folder(folder: Path, name: str) -> Weights:
+def _read_folder(folder: Path, name: str, licence: str | None) -> Weights:
     path = _find_weights_file(folder)
     indexed = path.name.endswith(".index.json")
-    tensors, extra = (_read_shards(path), {}) if indexed else _read_file(path)
+    file = TorchFile(_read_shards(path)) if indexed else _read_file(path)
     config_path = folder / "config.json"
     config = _read_json(config_path) if config_path.is_file() else None
-    return _weights(tensors, config, name, extra)
+    digest = tensors_sha256(file.tensors)
+    return Weights(file.tensors, config, name, digest, file.extra, file.nesting, licence)
 
 
 def _find_weights_file(folder: Path) -> Path:
@@ -306,37 +338,3 @@ def _read_json(path: Path) -> dict[str, Any]:
             Problem("json-not-object", str(path), type(values).__name__, "a JSON object {...}")
         )
     return values
-
-
-def _looks_like_hub_id(text: str) -> bool:
-    return bool(_HUB_ID.fullmatch(text)) and not text.endswith(WEIGHT_SUFFIXES)
-
-
-def _download(hub_id: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch config and weights of a hub id; give their folder and the id with its commit."""
-    from huggingface_hub import snapshot_download
-
-    owner, name, *subfolder = hub_id.split("/")
-    prefix = "".join(f"{part}/" for part in subfolder)
-    safe = [prefix + p for p in ("config.json", "*.safetensors", "*.safetensors.index.json")]
-    torch_files = [prefix + p for p in ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")]
-    try:
-        root = Path(snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=safe))
-        folder = root.joinpath(*subfolder)
-        if not list(folder.glob("*.safetensors")):
-            snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=torch_files)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            Problem(
-                "weights-hub",
-                hub_id + (f" at revision {revision}" if revision else ""),
-                f"no such local file or folder, and the hub could not give it: {first_line(error)}",
-                "a path that exists, or a hub id that can be reached or lies in the cache",
-                "without network, download the folder elsewhere and give its path",
-            )
-        ) from error
-    if not folder.is_dir():
-        raise InputError(
-            Problem("weights-hub", hub_id, f"no folder {prefix}", "a folder of the repository")
-        )
-    return folder, f"{hub_id}@{root.name}"
