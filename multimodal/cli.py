@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import InputError
+from multimodal.verbs.positional import spell_out
 
 VERBS = {
     "demo": "simulate a small cohort and run everything below on it",
@@ -23,7 +24,7 @@ VERBS = {
     "evaluate": "retrieval against its permutation null, controls; plan=true for power",
     "embed": "latents for new subjects from a bundle, from VCF, BOLD or both",
     "report": "one self-contained HTML page about a run",
-    "encoders": "list the encoders, or show one (genebold encoders show NAME)",
+    "encoders": "list, show NAME, verify NAME WEIGHTS, convert SRC DST",
 }
 
 _USAGE = """\
@@ -96,7 +97,11 @@ def run_verb(verb: str, overrides: list[str]) -> int:
 
     overrides = _flags_first(overrides)
     if verb == "encoders":
-        overrides = _positional(overrides, ("action", "name"))
+        try:
+            overrides = spell_out(overrides, _FLAGS_WITH_VALUE)
+        except InputError as error:
+            print(_bad_input(verb, error), file=sys.stderr)
+            return 2
     multirun = bool({"-m", "--multirun"} & set(overrides))
     if multirun:
         overrides = [*overrides, *_folders_of_jobs(verb, overrides)]
@@ -125,20 +130,6 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return exit_code
-
-
-def _positional(words: list[str], keys: tuple[str, ...]) -> list[str]:
-    """Let ``encoders show NAME`` stand for ``encoders action=show name=NAME``."""
-    first = next((n for n, word in enumerate(words) if _is_plain(words, n)), len(words))
-    plain = [word for n, word in enumerate(words) if n >= first and _is_plain(words, n)]
-    rest = [word for n, word in enumerate(words) if n < first or not _is_plain(words, n)]
-    return [*rest, *(f"{key}={word}" for key, word in zip(keys, plain, strict=False))]
-
-
-def _is_plain(words: list[str], place: int) -> bool:
-    """Whether a word is neither a flag, nor a flag's value, nor an override."""
-    after_flag = place > 0 and words[place - 1] in _FLAGS_WITH_VALUE
-    return "=" not in words[place] and not words[place].startswith("-") and not after_flag
 
 
 def _folders_of_jobs(verb: str, overrides: list[str]) -> list[str]:

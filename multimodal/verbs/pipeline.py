@@ -41,10 +41,7 @@ def load_side(section: Mapping[str, Any], key: str) -> Encoder | str:
     from encoders.base import BrainEncoder, DnaEncoder
 
     if "_target_" in section:
-        from hydra.utils import instantiate
-
-        given = {name: value for name, value in section.items() if name not in ("batch_size",)}
-        encoder: Encoder = instantiate(given, _convert_="all").eval()
+        encoder = _instantiate(section, key)
     elif key == "dna" and section["name"] == DOSAGE:
         return DOSAGE
     else:
@@ -55,6 +52,36 @@ def load_side(section: Mapping[str, Any], key: str) -> Encoder | str:
         found = f"'{encoder.spec.name}' encodes {encoder.spec.modality}"
         raise InputError(Problem("wrong-side", key, found, f"a {wanted.__name__}"))
     return encoder
+
+
+def _instantiate(section: Mapping[str, Any], key: str) -> Encoder:
+    """Make the encoder that a section describes by ``_target_`` and its arguments."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    from encoders.licences import say_licence_once
+    from encoders.registry import check_encoder
+
+    where = f"{key}._target_={section['_target_']}"
+    ours = ("batch_size", "workers")
+    given = {name: value for name, value in section.items() if name not in ours}
+    try:
+        encoder = instantiate(given, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        raise InputError(
+            Problem(
+                "bad-target",
+                where,
+                f"makes no encoder ({' '.join(str(error).split())})",
+                "the dotted name of a class or function that imports, and its arguments",
+                "install its package, or put its folder into PYTHONPATH",
+            )
+        ) from error
+    check_encoder(encoder, where)
+    say_licence_once(encoder.spec.weight_license, encoder.spec.weights_id)
+    return encoder.eval()
 
 
 @dataclass(frozen=True)

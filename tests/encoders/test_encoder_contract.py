@@ -1,56 +1,60 @@
 """Every registered encoder keeps the contract of `encoders.base`; a failure says how to mend it.
 
-An encoder of your own joins this test by an entry in `SMALL`: a configuration that is quick on one
-core, and the input it is tried on where its spec leaves the size open.
+The encoder of docs/encoders.md is installed for these tests as a package of somebody else's would
+be. `small_encoders.SMALL` says with which arguments each is tried.
 """
 
+import importlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from encoder_document import install
 from safetensors.torch import save_file
+from small_encoders import brain_inputs, config_of, draw, load
 from torch import Tensor
 
 from encoders import list_encoders, load_encoder
-from encoders.base import BrainEncoder, DnaEncoder, Encoder, ParcelInput, WindowInput
+from encoders.base import (
+    BrainEncoder,
+    DnaEncoder,
+    Encoder,
+    ParcelInput,
+    VolumeInput,
+    WindowInput,
+)
+from encoders.catalogue import CATALOGUE, find_entry
 from encoders.errors import InputError
+from encoders.registry import third_party
+from encoders.verify import verify_encoder
 
-PARCELS, FRAMES = 12, 40
-_CADUCEUS = {"d_model": 8, "n_layer": 2, "ssm_cfg": {"d_state": 4}}
-_BRAINLM = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
-SMALL: dict[str, dict[str, Any] | None] = {
-    "caduceus": _CADUCEUS,
-    "caduceus_ps": _CADUCEUS,
-    "caduceus_ph": _CADUCEUS,
-    "brainlm_nystromformer": {
-        **_BRAINLM,
-        "num_brain_voxels": PARCELS,
-        "num_timepoints_per_voxel": FRAMES,
-        "timepoint_patching_size": 10,
-    },
-    "brainlm_vitmae": {**_BRAINLM, "parcels": PARCELS, "frames": FRAMES},
-    "fc": None,
-}
+THIRD_PARTY = "my_encoder"
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 WINDOWS = ["ACGTTGCAACNGT", "ACGTTGCTACNGT", "TTGACCA", "GGGATCCTTAACGATTACA"]
-every_encoder = pytest.mark.parametrize("name", list_encoders())
+every_encoder = pytest.mark.parametrize("name", [*list_encoders(), THIRD_PARTY])
 
 
-def load(name: str, dtype: str = "float32", seed: int = 0) -> Encoder:
-    assert name in SMALL, f"{name} is registered but not tried: give it a small config in SMALL"
-    return load_encoder(name, config=SMALL[name], dtype=dtype, seed=seed)
+@pytest.fixture(scope="module", autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Install the document's encoder for the tests of this file."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    install(folder)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield
+    sys.path.remove(str(folder))
+    sys.modules.pop(THIRD_PARTY, None)
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def test_packages_bring_encoders_by_entry_point() -> None:
+    assert THIRD_PARTY in list_encoders()
+    assert THIRD_PARTY in third_party()
+    encoder = load_encoder(THIRD_PARTY, config={"channels": 4})
+    assert encoder.spec.feature_dim == 8
 
 
 def features_of(encoder: Encoder, rows: list[int], dtype: str = "float32") -> Tensor:
@@ -62,23 +66,16 @@ def features_of(encoder: Encoder, rows: list[int], dtype: str = "float32") -> Te
     return encoder(segments[rows], xyz[rows] if xyz is not None else None)
 
 
-def brain_inputs(encoder: BrainEncoder, dtype: str = "float32") -> tuple[Tensor, Tensor | None]:
-    wanted = encoder.spec.input
-    if isinstance(wanted, ParcelInput):
-        parcels, frames = wanted.parcels or PARCELS, wanted.frames or FRAMES
-        xyz = (40 * draw(1, parcels, 3)).expand(4, -1, -1) if wanted.needs_xyz else None
-        segments = draw(2, 4, parcels, frames).to(getattr(torch, dtype))
-        return segments, xyz
-    return draw(2, 4, 1, *wanted.shape, wanted.frames).to(getattr(torch, dtype)), None
-
-
 @every_encoder
 def test_spec_says_what_a_pipeline_must_know(name: str) -> None:
     encoder = load(name)
     spec = encoder.spec
     assert spec.name == name, "spec.name is the name it was loaded by"
     assert not any(module.training for module in encoder.modules()), "return it in eval mode"
-    kinds = {"dna": (DnaEncoder, WindowInput), "brain": (BrainEncoder, object)}
+    kinds = {
+        "dna": (DnaEncoder, WindowInput),
+        "brain": (BrainEncoder, ParcelInput | VolumeInput),
+    }
     assert isinstance(encoder, kinds[spec.modality][0]), "spec.modality and the base class differ"
     assert isinstance(spec.input, kinds[spec.modality][1]), "spec.input does not fit the modality"
     assert json.loads(json.dumps(spec.as_dict())), "spec.config must hold plain values"
@@ -160,9 +157,8 @@ def test_what_is_saved_loads_again(name: str, tmp_path: Path) -> None:
 
 @every_encoder
 def test_unknown_arguments_are_refused(name: str) -> None:
-    load(name)
     with pytest.raises(InputError, match="no_such_argument"):
-        load_encoder(name, config={**(SMALL[name] or {}), "no_such_argument": 1})
+        load_encoder(name, config={**(config_of(name) or {}), "no_such_argument": 1})
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:4000", 3.5])
@@ -206,29 +202,51 @@ def test_strands_exchange_under_reverse_complement(name: str) -> None:
     )
 
 
-def _one_parcel_less(segments: Tensor) -> Tensor:
-    return segments[:, :-1]
-
-
-def _one_frame_less(segments: Tensor) -> Tensor:
-    return segments[..., :-1]
+def refuses(encoder: BrainEncoder, segments: Tensor, xyz: Tensor | None) -> bool:
+    try:
+        encoder(segments, xyz)
+    except InputError:
+        return True
+    return False
 
 
 @every_encoder
-@pytest.mark.parametrize("cut", [_one_parcel_less, _one_frame_less])
-def test_inputs_of_another_size_are_refused(name: str, cut: Callable[[Tensor], Tensor]) -> None:
+def test_inputs_of_another_size_are_refused(name: str) -> None:
     encoder = load(name)
     if not isinstance(encoder, BrainEncoder):
         with pytest.raises(InputError):
             encoder.tokenize([""])
         return
-    wanted = encoder.spec.input
-    fixed = wanted.parcels if cut is _one_parcel_less else wanted.frames
-    if fixed is None:
-        pytest.skip("takes any size")
     segments, xyz = brain_inputs(encoder)
-    with pytest.raises(InputError):
-        encoder(cut(segments), xyz)
+    wanted = encoder.spec.input
+    open_axes = {1: wanted.parcels is None} if isinstance(wanted, ParcelInput) else {}
+    open_axes[segments.ndim - 1] = wanted.frames is None
+    for axis in range(1, segments.ndim):
+        if open_axes.get(axis):
+            continue
+        cut = torch.cat([segments, segments], axis).narrow(axis, 0, segments.shape[axis] + 1)
+        assert refuses(encoder, cut, xyz), (
+            f"a segment with one more along axis {axis} than spec.input says is taken: use "
+            "encoders.segments.check_segments"
+        )
+    assert refuses(encoder, segments[0], xyz), "a segment without batch axis is taken"
     if isinstance(wanted, ParcelInput) and wanted.needs_xyz:
         with pytest.raises(InputError, match="coordinates"):
             encoder(segments)
+
+
+@every_encoder
+def test_verification_passes_and_its_fingerprint_follows_the_weights(name: str) -> None:
+    found = [verify_encoder(name, config=config_of(name), seed=seed) for seed in (0, 0, 1)]
+    for check in found[0].checks:
+        assert check.passed, f"{check.what}: it differs by {check.apart:.1e}"
+    assert found[0].fingerprint == found[1].fingerprint
+    assert found[0].fingerprint.features != found[2].fingerprint.features
+
+
+@every_encoder
+def test_the_catalogue_describes_it_in_words(name: str) -> None:
+    assert name in CATALOGUE or name in third_party(), f"give {name} an entry in encoders.catalogue"
+    entry, spec = find_entry(name), load(name).spec
+    assert (entry.modality, entry.code_license) == (spec.modality, spec.code_license)
+    assert entry.takes, "say in words what it takes"
