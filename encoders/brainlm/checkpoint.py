@@ -8,11 +8,14 @@ the first family, which upstream inherits from the ViT-MAE, saves, and never use
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from encoders.atomic import replace_file, write_json
 from encoders.brainlm.config import BrainLMConfig, NystromformerConfig
 from encoders.brainlm.initialise import initialise
 from encoders.errors import InputError, Problem
@@ -124,6 +127,36 @@ def fill(
     module.to(target)
     load_strict(module, stored.tensors, source=stored.id, ignore=unused)
     return WeightSource(stored.id, stored.sha256, False)
+
+
+def save_network(network: nn.Module, config: BrainLMConfig, folder: str | PathLike[str]) -> Path:
+    """Write a network under upstream's names, so that it loads like a published one.
+
+    Parameters
+    ----------
+    network : nn.Module
+        An autoencoder (`encoders.brainlm.autoencoder`), or a backbone alone.
+    config : BrainLMConfig
+        The network's own.
+    folder : path
+        Is made where it is missing; ``model.safetensors`` and ``config.json`` in it are replaced,
+        each whole or not at all.
+
+    Returns
+    -------
+    Path
+        The folder. Of the first family the two ``decoder.decoder_pred`` tensors are left out:
+        upstream's library makes them anew and never uses them.
+    """
+    where = Path(folder)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    # The metadata that upstream's library writes, without which its reader refuses the file.
+    replace_file(
+        where / "model.safetensors",
+        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
+    )
+    write_json(where / "config.json", {**config.as_dict(), "model_type": config.model_type})
+    return where
 
 
 def list_unused(config: Config, decoder: Callable[[Config], nn.Module]) -> tuple[str, ...]:

@@ -330,7 +330,8 @@ def _wrong_types(cls: type[BrainLMConfig], values: Mapping[str, Any], where: str
 
 
 # Sizes of the published models, from the shapes and counts of their stored tensors: 13,429,292
-# numbers without the position codes (old_13M) and 112,590,080 (vitmae_111M).
+# numbers without the position codes (old_13M), 112,590,080 (vitmae_111M) and 658,337,868
+# (vitmae_650M).
 PUBLISHED_NYSTROMFORMER = NystromformerConfig(
     hidden_size=512,
     num_hidden_layers=4,
@@ -345,3 +346,10 @@ PUBLISHED_NYSTROMFORMER = NystromformerConfig(
     mask_ratio=0.2,
 )
 PUBLISHED_VITMAE = ViTMAEConfig()
+PUBLISHED_VITMAE_650M = ViTMAEConfig(
+    hidden_size=1280,
+    num_hidden_layers=32,
+    num_attention_heads=16,
+    intermediate_size=5120,
+    patch_size=14,
+)

@@ -15,8 +15,8 @@ from encoders.brainlm.checkpoint import UNUSED_NYSTROMFORMER
 from encoders.brainlm.config import (
     PUBLISHED_NYSTROMFORMER,
     PUBLISHED_VITMAE,
+    PUBLISHED_VITMAE_650M,
     NystromformerConfig,
-    ViTMAEConfig,
 )
 from encoders.brainlm.nystromformer_decoder import NystromformerAutoencoder
 from encoders.brainlm.vitmae import Padding, find_last_columns
@@ -135,16 +135,9 @@ def test_predict_last_hides_the_last_frames(frames: int, patch: int, ratio: floa
 
 def test_published_sizes() -> None:
     """Counts of the numbers stored in the published files."""
-    large = ViTMAEConfig(
-        hidden_size=1280,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        intermediate_size=5120,
-        patch_size=14,
-    )
     with torch.device("meta"):
         old = NystromformerAutoencoder(PUBLISHED_NYSTROMFORMER)
-        middle, big = ViTMAEAutoencoder(PUBLISHED_VITMAE), ViTMAEAutoencoder(large)
+        middle, big = ViTMAEAutoencoder(PUBLISHED_VITMAE), ViTMAEAutoencoder(PUBLISHED_VITMAE_650M)
     never_used = 768 * 512 + 768
     assert sum(p.numel() for p in old.parameters()) + never_used == 13_429_292
     assert sum(p.numel() for p in middle.parameters()) == 112_590_080
