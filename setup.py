@@ -1,11 +1,64 @@
-"""Packages of the wheel: the three import packages, configs and experiments inside one of them."""
+"""Packages of the wheel, and the CPU kernels, which an install without a compiler does without."""
 
-from setuptools import find_packages, setup
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("encoders/selective_scan/native")
+COMPILE_ARGS = [
+    "-O3",
+    "-std=c++17",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+    "-Wno-unknown-pragmas",
+]
+
+
+class BuildKernels(build_ext):
+    """Builds the kernels where it can, and says what is missing where it cannot."""
+
+    def run(self) -> None:
+        """Build; a missing or failing compiler is no failure of the install."""
+        try:
+            super().run()
+        except Exception as error:  # setuptools has one error type a platform and compiler
+            self._say(error)
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension, or say why not."""
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            self._say(error)
+
+    def copy_extensions_to_source(self) -> None:
+        """Put what was built beside its package, for editable installs."""
+        built = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]
+        if built:
+            super().copy_extensions_to_source()
+
+    def _say(self, error: Exception) -> None:
+        self.warn(
+            f"the native CPU kernels were not built ({error}); Caduceus runs without them, slowly. "
+            "With a C++ compiler installed, `genebold encoders build` makes them."
+        )
+
 
 setup(
     packages=[
         *find_packages(include=["encoders*", "projectors*", "multimodal*"]),
         "multimodal._configs",
         "multimodal._configs.experiment",
-    ]
+    ],
+    ext_modules=[
+        Extension(
+            "encoders.selective_scan._native",
+            sources=[str(KERNELS / "native.cpp")],
+            depends=[str(KERNELS / name) for name in ("lanes.h", "kernels.h", "arguments.h")],
+            extra_compile_args=COMPILE_ARGS,
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
 )

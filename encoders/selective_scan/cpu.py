@@ -1,0 +1,369 @@
+"""The scan and the short convolution on CPUs: autograd around the compiled kernels.
+
+Work is split over batch rows and groups of channels, and the pieces run side by side in threads.
+Groups have a fixed size, so that sums over them do not depend on how many threads there are.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from encoders.selective_scan import library
+from encoders.selective_scan.library import SequenceView, address
+
+GROUP = 64
+_NEW = torch.library.custom_op
+Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="genebold-scan")
+
+
+def _spread(rows: int, channels: int, job: Callable[[int, int, int], None]) -> None:
+    """Call ``job(row, first channel, end)`` for every row and group of channels."""
+    pieces = [
+        (row, first, min(first + GROUP, channels))
+        for row in range(rows)
+        for first in range(0, channels, GROUP)
+    ]
+    threads = min(torch.get_num_threads(), len(pieces))
+    if threads <= 1:
+        for piece in pieces:
+            job(*piece)
+        return
+    for done in _threads(threads).map(lambda piece: job(*piece), pieces):
+        assert done is None
+
+
+def _rowwise(values: Tensor) -> Tensor:
+    """Return float32 values whose last axis is contiguous, copied only where they are not."""
+    values = values.float()
+    return values if values.stride(-1) == 1 or values.shape[-1] == 1 else values.contiguous()
+
+
+def _dense(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.float().contiguous()
+
+
+def _arguments(
+    u: Tensor,
+    low: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    activate: bool,
+    reverse: bool,
+) -> library.ScanForward:
+    return library.ScanForward(
+        length=u.shape[1],
+        channels=u.shape[2],
+        states=A.shape[1],
+        rank=0 if weight is None else weight.shape[1],
+        reverse=reverse,
+        activate=activate,
+        u=SequenceView.of(u),
+        low=SequenceView.of(low),
+        b=SequenceView.of(B),
+        c=SequenceView.of(C),
+        weight=address(weight),
+        bias=address(bias),
+        a=address(A),
+        skip=address(D),
+    )
+
+
+def _tiles(length: int) -> int:
+    return -(-length // library.KEPT_EVERY)
+
+
+@_NEW("genebold::cpu_scan", mutates_args=(), device_types="cpu")
+def scan(
+    u: Tensor,
+    low: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    activate: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the scan of `encoders.selective_scan.api.scan_steps` on the CPU, in float32.
+
+    Returns
+    -------
+    y : Tensor [B, L, D]
+    kept : Tensor [B, tiles, N, D]
+        States that the backward pass starts from; empty unless `keep`.
+    """
+    u, low, B, C = map(_rowwise, (u, low, B, C))
+    weight, bias, A, D = _dense(weight), _dense(bias), A.float().contiguous(), _dense(D)
+    y = torch.empty(u.shape, dtype=torch.float32)
+    tiles = _tiles(u.shape[1]) if keep else 0
+    kept = torch.empty(u.shape[0], tiles, A.shape[1], u.shape[2])
+    whole = _arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
+    whole.y = SequenceView.of(y)
+    whole.kept = address(kept) if keep else None
+
+    def job(row: int, first: int, end: int) -> None:
+        part = library.ScanForward.from_buffer_copy(whole)
+        part.row_begin, part.row_end, part.channel_begin, part.channel_end = (
+            row,
+            row + 1,
+            first,
+            end,
+        )
+        library.call("scan_forward", part)
+
+    _spread(u.shape[0], u.shape[2], job)
+    return y, kept
+
+
+@scan.register_fake
+def _(
+    u: Tensor,
+    low: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    activate: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    tiles = _tiles(u.shape[1]) if keep else 0
+    kept = u.new_empty(u.shape[0], tiles, A.shape[1], u.shape[2], dtype=torch.float32)
+    return u.new_empty(u.shape, dtype=torch.float32), kept
+
+
+@_NEW("genebold::cpu_scan_backward", mutates_args=(), device_types="cpu")
+def scan_backward(
+    grad_y: Tensor,
+    u: Tensor,
+    low: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    kept: Tensor,
+    activate: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return gradients of u, of softplus' argument [B, L, D], of A, B, C and D."""
+    grad_y, u, low, B, C = map(_rowwise, (grad_y, u, low, B, C))
+    weight, bias, A, D = _dense(weight), _dense(bias), A.float().contiguous(), _dense(D)
+    rows, length, channels = u.shape
+    states = A.shape[1]
+    grad_u, grad_step = torch.empty(u.shape), torch.empty(u.shape)
+    groups = -(-channels // GROUP)
+    grad_b_c = torch.empty(groups, rows, length, 2 * states)
+    grad_a, grad_skip = torch.empty(rows, states, channels), torch.empty(rows, channels)
+    forward = _arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
+    forward.kept = address(kept)
+    whole = library.ScanBackward(
+        forward=forward,
+        grad_y=SequenceView.of(grad_y),
+        grad_u=SequenceView.of(grad_u),
+        grad_low=SequenceView.of(grad_step),
+        grad_b_c=address(grad_b_c),
+        group=GROUP,
+        rows=rows,
+        grad_a=address(grad_a),
+        grad_skip=address(grad_skip),
+    )
+
+    def job(row: int, first: int, end: int) -> None:
+        part = library.ScanBackward.from_buffer_copy(whole)
+        where = part.forward
+        where.row_begin, where.row_end = row, row + 1
+        where.channel_begin, where.channel_end = first, end
+        library.call("scan_backward", part)
+
+    _spread(rows, channels, job)
+    # An operator's outputs may share no memory.
+    return (
+        grad_u,
+        grad_step,
+        grad_a.sum(dim=0).T.clone(memory_format=torch.contiguous_format),
+        grad_b_c[..., :states].sum(dim=0),
+        grad_b_c[..., states:].sum(dim=0),
+        grad_skip.sum(dim=0),
+    )
+
+
+@scan_backward.register_fake
+def _(
+    grad_y: Tensor,
+    u: Tensor,
+    low: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    kept: Tensor,
+    activate: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(of: Tensor) -> Tensor:
+        return of.new_empty(of.shape, dtype=torch.float32)
+
+    return like(u), like(u), like(A), like(B), like(C), like(A[:, 0])
+
+
+def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    u, low, weight, bias, A, B, C, D, activate, reverse, _ = inputs
+    ctx.save_for_backward(u, low, weight, bias, A, B, C, D, output[1])
+    ctx.activate, ctx.reverse = activate, reverse
+
+
+def _scan_gradients(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    u, low, weight, bias, A, B, C, D, kept = ctx.saved_tensors
+    grad_u, step, grad_a, grad_b, grad_c, grad_d = scan_backward(
+        grad_y, u, low, weight, bias, A, B, C, D, kept, ctx.activate, ctx.reverse
+    )
+    grad_low, grad_weight = step, None
+    if weight is not None:
+        grad_low = step @ weight.float()
+        grad_weight = step.flatten(0, 1).T @ low.float().flatten(0, 1)
+    grads = (
+        (grad_u, u), (grad_low, low), (grad_weight, weight),
+        (None if bias is None else step.sum(dim=(0, 1)), bias),
+        (grad_a, A), (grad_b, B), (grad_c, C), (None if D is None else grad_d, D),
+    )  # fmt: skip
+    typed = [None if grad is None else grad.to(of.dtype) for grad, of in grads]
+    return (*typed, None, None, None)
+
+
+scan.register_autograd(_scan_gradients, setup_context=_save_scan)
+
+
+@_NEW("genebold::cpu_convolve", mutates_args=(), device_types="cpu")
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    x, weight, bias = _rowwise(x), weight.float().contiguous(), _dense(bias)
+    y = torch.empty(x.shape)
+    whole = _convolution(x, weight, bias, reverse)
+    whole.y = SequenceView.of(y)
+    _run_convolution("convolve", whole, x.shape)
+    return y
+
+
+@_convolve.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+@_NEW("genebold::cpu_convolve_backward", mutates_args=(), device_types="cpu")
+def _convolve_backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_y, x, weight, bias = (
+        _rowwise(grad_y),
+        _rowwise(x),
+        weight.float().contiguous(),
+        _dense(bias),
+    )
+    rows, _, channels = x.shape
+    grad_x = torch.empty(x.shape)
+    grad_weight, grad_bias = torch.empty(rows, *weight.shape), torch.empty(rows, channels)
+    whole = _convolution(x, weight, bias, reverse)
+    whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
+    whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)
+    _run_convolution("convolve_backward", whole, x.shape)
+    return grad_x, grad_weight.sum(dim=0), grad_bias.sum(dim=0)
+
+
+@_convolve_backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    def new(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=torch.float32)
+
+    return new(*x.shape), new(*weight.shape), new(x.shape[2])
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
+) -> library.Convolution:
+    return library.Convolution(
+        length=x.shape[1],
+        channels=x.shape[2],
+        taps=weight.shape[1],
+        reverse=reverse,
+        x=SequenceView.of(x),
+        weight=address(weight),
+        bias=address(bias),
+    )
+
+
+def _run_convolution(function: str, whole: library.Convolution, shape: torch.Size) -> None:
+    def job(row: int, first: int, end: int) -> None:
+        part = library.Convolution.from_buffer_copy(whole)
+        part.row_begin, part.row_end, part.channel_begin, part.channel_end = (
+            row,
+            row + 1,
+            first,
+            end,
+        )
+        library.call(function, part)
+
+    _spread(shape[0], shape[2], job)
+
+
+def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.reverse = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _convolution_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = _convolve_backward(grad_y, x, weight, bias, ctx.reverse)
+    kept = None if bias is None else grad_bias.to(bias.dtype)
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), kept, None
+
+
+_convolve.register_autograd(_convolution_gradients, setup_context=_save_convolution)
+
+
+def convolve_silu(
+    x: Float[Tensor, "batch length channel"],
+    weight: Float[Tensor, "channel taps"],
+    bias: Float[Tensor, " channel"] | None,
+    *,
+    reverse: bool = False,
+) -> Float[Tensor, "batch length channel"]:
+    """Convolve each channel over the positions before (or, reversed, after) it; then SiLU.
+
+    Parameters
+    ----------
+    x : Tensor [B, L, D]
+    weight : Tensor [D, K]
+        At most 8 taps; the last is the position itself.
+    bias : Tensor [D], optional
+    reverse : bool
+        Read from the end; bit-equal to flipping, convolving and flipping back.
+
+    Returns
+    -------
+    Tensor [B, L, D] float32
+    """
+    y: Tensor = _convolve(x, weight, bias, reverse)
+    return y

@@ -1,0 +1,61 @@
+// The C interface: plain structs of pointers and sizes, mirrored in library.py field by field.
+//
+// Arrays are float32, sequences as (batch, length, channel) with the last axis contiguous and the
+// other two strides given, in floats. A call works on the batch rows [row_begin, row_end) and the
+// channels [channel_begin, channel_end); calls on different ones may run side by side.
+#ifndef GENEBOLD_ARGUMENTS_H
+#define GENEBOLD_ARGUMENTS_H
+#include <stdint.h>
+
+typedef struct {
+  float *data;
+  int64_t row, position;  // strides in floats
+} Sequence;
+
+// The selective scan
+//   delta = softplus(low W^T + bias); `low` has a value a channel when `rank` is zero
+//   h = exp(delta A) h + delta B u;  y = C h + skip u;  optionally y *= silu(gate)
+typedef struct {
+  int64_t length, channels, states, rank;
+  int64_t row_begin, row_end, channel_begin, channel_end;
+  int64_t reverse;     // from the last position to the first
+  int64_t accumulate;  // add to y before gating
+  int64_t activate;    // whether softplus is wanted
+  Sequence u, low, b, c;
+  const float *weight;  // [channels, rank]
+  const float *bias;    // [channels], or null
+  const float *a;       // [channels, states]
+  const float *skip;    // [channels], or null
+  Sequence gate;        // data null for none
+  Sequence y;
+  float *kept;  // null, or states before every tile of KEPT_EVERY positions in the order of
+                // reading: [batch, tiles, states, channels]
+} ScanForward;
+
+typedef struct {
+  ScanForward forward;  // `kept` filled; y, gate and accumulate are not used
+  Sequence grad_y;
+  Sequence grad_u;
+  Sequence grad_low;   // of softplus' argument (of delta itself where there is no softplus)
+  float *grad_b_c;     // [groups, batch, length, 2 states], one group a call: channel_begin / group
+  int64_t group, rows;  // channels of a group; batch rows in all
+  float *grad_a;       // [batch, states, channels]
+  float *grad_skip;    // [batch, channels]
+} ScanBackward;
+
+// Depthwise convolution over the last (or, reversed, the next) `taps` positions, bias and SiLU.
+typedef struct {
+  int64_t length, channels, taps;
+  int64_t row_begin, row_end, channel_begin, channel_end;
+  int64_t reverse;
+  Sequence x, y;
+  const float *weight;  // [channels, taps], the last tap on the position itself
+  const float *bias;    // [channels], or null
+  Sequence grad_y, grad_x;           // backward only
+  float *grad_weight, *grad_bias;    // [batch, channels, taps], [batch, channels]
+} Convolution;
+
+#define KEPT_EVERY 32
+#define MAX_TAPS 8
+#define INTERFACE_VERSION 1
+#endif

@@ -1,0 +1,409 @@
+// The kernels, for one instruction set: included after lanes.h in the same namespace.
+//
+// Channels lie in the lanes of a vector and states in registers, so that nothing is summed across
+// lanes. Positions are taken in tiles whose buffers stay in the first-level cache.
+
+enum { TILE = 64 };
+
+// Rows of one tile in the order of memory, LANES channels wide.
+typedef float Rows[TILE * LANES];
+
+// Weights of LANES channels, turned so that channels are contiguous.
+INLINE void turn(const float *from, int64_t width, int64_t count, float scale, float *to) {
+  for (int64_t i = 0; i < width; i++) {
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      to[i * LANES + lane] = lane < count ? from[lane * width + i] * scale : 0.0f;
+    }
+  }
+}
+
+INLINE const float *at(const Sequence &s, int64_t row, int64_t position) {
+  return s.data + row * s.row + position * s.position;
+}
+INLINE float *at_mutable(const Sequence &s, int64_t row, int64_t position) {
+  return s.data + row * s.row + position * s.position;
+}
+
+// What one block of LANES channels carries along.
+struct Channels {
+  int64_t first, count;
+  Vec bias, skip;
+  const float *weight;  // [rank, LANES]
+  const float *a;       // [states, LANES], times log2(e)
+};
+
+// delta, delta * u and, where asked for, the slope of softplus, for a tile.
+TARGET static void time_steps(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                              int64_t length, float *delta, float *input, float *slope) {
+  for (int64_t t = 0; t < length; t++) {
+    const float *low = at(s.low, row, start + t);
+    Vec x = c.bias;
+    if (s.rank > 0) {
+      Vec even = c.bias, odd = {};
+      int64_t r = 0;
+      for (; r + 1 < s.rank; r += 2) {
+        even += load(c.weight + r * LANES) * low[r];
+        odd += load(c.weight + (r + 1) * LANES) * low[r + 1];
+      }
+      if (r < s.rank) even += load(c.weight + r * LANES) * low[r];
+      x = even + odd;
+    } else {
+      x += load_some(low + c.first, c.count);
+    }
+    Vec step = x;
+    if (s.activate) {
+      const Softplus both = softplus(x);
+      step = both.value;
+      if (slope) store(slope + t * LANES, both.slope);
+    } else if (slope) {
+      store(slope + t * LANES, all(1.0f));
+    }
+    store(delta + t * LANES, step);
+    store(input + t * LANES, step * load_some(at(s.u, row, start + t) + c.first, c.count));
+  }
+}
+
+// STATES states of a tile, beginning at `first`: updates `state` [STATES, LANES], adds to `out`.
+template <int STATES>
+TARGET static void advance(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                           int64_t length, int64_t first, const float *delta, const float *input,
+                           float *state, float *out) {
+  Vec h[STATES];
+  const float *a = c.a + first * LANES;
+#pragma GCC unroll 16
+  for (int n = 0; n < STATES; n++) h[n] = load(state + n * LANES);
+  for (int64_t j = 0; j < length; j++) {
+    const int64_t t = s.reverse ? length - 1 - j : j;
+    const float *b = at(s.b, row, start + t) + first;
+    const float *g = at(s.c, row, start + t) + first;
+    const Vec step = load(delta + t * LANES), x = load(input + t * LANES);
+    Vec even = load(out + t * LANES), odd = {};
+#pragma GCC unroll 16
+    for (int n = 0; n < STATES; n++) {
+      h[n] = exp2_of(step * load(a + n * LANES)) * h[n] + x * b[n];
+      if (n % 2)
+        odd += h[n] * g[n];
+      else
+        even += h[n] * g[n];
+    }
+    store(out + t * LANES, even + odd);
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < STATES; n++) store(state + n * LANES, h[n]);
+}
+
+TARGET static void advance_all(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                               int64_t length, const float *delta, const float *input, float *state,
+                               float *out) {
+  int64_t n = 0;
+#define STEP(COUNT)                                                                            \
+  for (; n + COUNT <= s.states; n += COUNT)                                                    \
+    advance<COUNT>(s, c, row, start, length, n, delta, input, state + n * LANES, out);
+  STEP(MOST_STATES)
+  STEP(4)
+  STEP(1)
+#undef STEP
+}
+
+// States of a block of channels to and from arrays [state, channel].
+INLINE void put_states(float *to, const ScanForward &s, const Channels &c, const float *from) {
+  for (int64_t n = 0; n < s.states; n++)
+    store_some(to + n * s.channels + c.first, load(from + n * LANES), c.count);
+}
+
+TARGET static Channels channels_of(const ScanForward &s, int64_t first, float *weight, float *a) {
+  const int64_t left = s.channel_end - first, count = left < LANES ? left : LANES;
+  turn(s.weight + first * s.rank, s.rank, count, 1.0f, weight);
+  turn(s.a + first * s.states, s.states, count, LOG2_E, a);
+  Channels c = {first, count, {}, {}, weight, a};
+  if (s.bias) c.bias = load_some(s.bias + first, count);
+  if (s.skip) c.skip = load_some(s.skip + first, count);
+  return c;
+}
+
+TARGET static void finish_rows(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                               int64_t length, const float *out) {
+  for (int64_t t = 0; t < length; t++) {
+    float *y = at_mutable(s.y, row, start + t) + c.first;
+    Vec value = load(out + t * LANES);
+    if (s.accumulate) value += load_some(y, c.count);
+    if (s.gate.data) value *= silu(load_some(at(s.gate, row, start + t) + c.first, c.count));
+    store_some(y, value, c.count);
+  }
+}
+
+// The scan of LANES channels of one row. `work` holds states, weights: see scan_floats.
+TARGET static void scan_channels(const ScanForward &s, int64_t row, int64_t first, float *work) {
+  alignas(64) Rows delta, input, out;
+  float *state = work, *a = state + s.states * LANES, *weight = a + s.states * LANES;
+  const Channels c = channels_of(s, first, weight, a);
+  for (int64_t i = 0; i < s.states * LANES; i++) state[i] = 0.0f;
+  // Tiles of memory hold a whole number of kept states, counted in the order of reading.
+  const int64_t size = s.kept ? KEPT_EVERY : TILE;
+  const int64_t tiles = (s.length + size - 1) / size;
+  for (int64_t k = 0; k < tiles; k++) {
+    const int64_t left = s.length - k * size, length = left < size ? left : size;
+    const int64_t start = s.reverse ? left - length : k * size;
+    if (s.kept) {
+      put_states(s.kept + (row * tiles + k) * s.states * s.channels, s, c, state);
+    }
+    time_steps(s, c, row, start, length, delta, input, nullptr);
+    for (int64_t t = 0; t < length; t++) {
+      const Vec u = load_some(at(s.u, row, start + t) + first, c.count);
+      store(out + t * LANES, c.skip * u);
+    }
+    advance_all(s, c, row, start, length, delta, input, state, out);
+    finish_rows(s, c, row, start, length, out);
+  }
+}
+
+INLINE int64_t scan_floats(const ScanForward &s) { return (2 * s.states + s.rank) * LANES; }
+
+TARGET static int scan_forward(const ScanForward &s) {
+  float *work = (float *)aligned_alloc(64, (scan_floats(s) + LANES) * sizeof(float) / 64 * 64 + 64);
+  if (!work) return 1;
+  for (int64_t row = s.row_begin; row < s.row_end; row++)
+    for (int64_t first = s.channel_begin; first < s.channel_end; first += LANES)
+      scan_channels(s, row, first, work);
+  free(work);
+  return 0;
+}
+
+// ---- backward
+
+// Sums over the tile and channel block for B and C: [KEPT_EVERY, 2, states, LANES].
+struct Backward {
+  const ScanBackward &q;
+  const ScanForward &s;
+  float *decay, *before;    // [KEPT_EVERY, STATES, LANES], states before each position
+  float *b_c;               // [KEPT_EVERY, 2 states, LANES]
+  float *delta, *input, *slope, *grad_input, *grad_step;  // rows
+};
+
+// STATES states of one tile, backwards. `carry` is dL/dh after the tile, then before it.
+template <int STATES>
+TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, int64_t start,
+                           int64_t length, int64_t first, const float *kept, float *carry,
+                           float *grad_a) {
+  const ScanForward &s = w.s;
+  const float *a = c.a + first * LANES;
+  Vec h[STATES];
+#pragma GCC unroll 16
+  for (int n = 0; n < STATES; n++)
+    h[n] = load_some(kept + (first + n) * s.channels + c.first, c.count);
+  for (int64_t j = 0; j < length; j++) {
+    const int64_t t = s.reverse ? length - 1 - j : j;
+    const float *b = at(s.b, row, start + t) + first;
+    const Vec step = load(w.delta + t * LANES), x = load(w.input + t * LANES);
+#pragma GCC unroll 16
+    for (int n = 0; n < STATES; n++) {
+      const Vec decay = exp2_of(step * load(a + n * LANES));
+      store(w.before + (j * STATES + n) * LANES, h[n]);
+      store(w.decay + (j * STATES + n) * LANES, decay);
+      h[n] = decay * h[n] + x * b[n];
+    }
+  }
+  Vec grad[STATES], sum_a[STATES];
+#pragma GCC unroll 16
+  for (int n = 0; n < STATES; n++) {
+    grad[n] = load(carry + n * LANES);
+    sum_a[n] = load(grad_a + n * LANES);
+  }
+  for (int64_t j = length - 1; j >= 0; j--) {
+    const int64_t t = s.reverse ? length - 1 - j : j;
+    const float *b = at(s.b, row, start + t) + first, *g = at(s.c, row, start + t) + first;
+    const Vec step = load(w.delta + t * LANES), x = load(w.input + t * LANES);
+    const Vec dy = load_some(at(w.q.grad_y, row, start + t) + c.first, c.count);
+    float *for_b = w.b_c + (t * 2 * s.states + first) * LANES, *for_c = for_b + s.states * LANES;
+    Vec through_input = load(w.grad_input + t * LANES), through_step = load(w.grad_step + t * LANES);
+#pragma GCC unroll 16
+    for (int n = 0; n < STATES; n++) {
+      // After this position h = decay * before + x * b.
+      const Vec decay = load(w.decay + (j * STATES + n) * LANES);
+      const Vec before = load(w.before + (j * STATES + n) * LANES);
+      const Vec kept_part = decay * before;
+      grad[n] += dy * g[n];
+      store(for_c + n * LANES, load(for_c + n * LANES) + dy * (kept_part + x * b[n]));
+      store(for_b + n * LANES, load(for_b + n * LANES) + grad[n] * x);
+      through_input += grad[n] * b[n];
+      const Vec exponent = grad[n] * kept_part;
+      through_step += exponent * load(a + n * LANES);
+      sum_a[n] += exponent * step;
+      grad[n] *= decay;
+    }
+    store(w.grad_input + t * LANES, through_input);
+    store(w.grad_step + t * LANES, through_step);
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < STATES; n++) {
+    store(carry + n * LANES, grad[n]);
+    store(grad_a + n * LANES, sum_a[n]);
+  }
+}
+
+TARGET static void retreat_all(const Backward &w, const Channels &c, int64_t row, int64_t start,
+                               int64_t length, const float *kept, float *carry, float *grad_a) {
+  int64_t n = 0;
+#define STEP(COUNT)                                                                         \
+  for (; n + COUNT <= w.s.states; n += COUNT)                                               \
+    retreat<COUNT>(w, c, row, start, length, n, kept, carry + n * LANES, grad_a + n * LANES);
+  STEP(MOST_STATES_BACKWARD)
+  STEP(4)
+  STEP(1)
+#undef STEP
+}
+
+// One tile of one block of channels: from dL/dy to dL/du, dL/dlow, and sums.
+TARGET static void backward_tile(const Backward &w, const Channels &c, int64_t row, int64_t start,
+                                 int64_t length, const float *kept, float *carry, float *grad_a,
+                                 Vec *grad_skip) {
+  const ScanForward &s = w.s;
+  time_steps(s, c, row, start, length, w.delta, w.input, w.slope);
+  for (int64_t i = 0; i < length * LANES; i++) w.grad_input[i] = w.grad_step[i] = 0.0f;
+  retreat_all(w, c, row, start, length, kept, carry, grad_a);
+  for (int64_t t = 0; t < length; t++) {
+    const Vec u = load_some(at(s.u, row, start + t) + c.first, c.count);
+    const Vec dy = load_some(at(w.q.grad_y, row, start + t) + c.first, c.count);
+    const Vec through_input = load(w.grad_input + t * LANES);
+    // c.a carries log2(e), which the derivative does not have.
+    const Vec step = load(w.grad_step + t * LANES) * all(1.0f / LOG2_E) + through_input * u;
+    store_some(at_mutable(w.q.grad_u, row, start + t) + c.first,
+               through_input * load(w.delta + t * LANES) + dy * c.skip, c.count);
+    store_some(at_mutable(w.q.grad_low, row, start + t) + c.first,
+               step * load(w.slope + t * LANES), c.count);
+    *grad_skip += dy * u;
+  }
+}
+
+TARGET static int scan_backward(const ScanBackward &q) {
+  const ScanForward &s = q.forward;
+  const int64_t blocks = (s.channel_end - s.channel_begin + LANES - 1) / LANES;
+  const int64_t small = s.states * LANES, row_floats = KEPT_EVERY * LANES;
+  const int64_t per_block = 3 * small + s.rank * LANES;  // carry, a, grad_a, weight
+  const int64_t floats = blocks * per_block + 5 * row_floats +
+                         2 * KEPT_EVERY * MOST_STATES_BACKWARD * LANES +
+                         2 * KEPT_EVERY * small;
+  float *work = (float *)aligned_alloc(64, (floats * sizeof(float) / 64 + 1) * 64);
+  if (!work) return 1;
+  float *rows = work + blocks * per_block;
+  float *states = rows + 5 * row_floats;
+  Backward w = {q, s, states, states + KEPT_EVERY * MOST_STATES_BACKWARD * LANES,
+                states + 2 * KEPT_EVERY * MOST_STATES_BACKWARD * LANES,
+                rows, rows + row_floats, rows + 2 * row_floats, rows + 3 * row_floats,
+                rows + 4 * row_floats};
+  const int64_t tiles = (s.length + KEPT_EVERY - 1) / KEPT_EVERY;
+  for (int64_t row = s.row_begin; row < s.row_end; row++) {
+    for (int64_t i = 0; i < blocks * per_block; i++) work[i] = 0.0f;
+    for (int64_t i = s.channel_begin; i < s.channel_end; i++) q.grad_skip[row * s.channels + i] = 0;
+    for (int64_t k = tiles - 1; k >= 0; k--) {
+      const int64_t left = s.length - k * KEPT_EVERY;
+      const int64_t length = left < KEPT_EVERY ? left : KEPT_EVERY;
+      const int64_t start = s.reverse ? left - length : k * KEPT_EVERY;
+      for (int64_t i = 0; i < length * 2 * small; i++) w.b_c[i] = 0.0f;
+      for (int64_t block = 0; block < blocks; block++) {
+        float *carry = work + block * per_block, *a = carry + small, *grad_a = a + small;
+        const int64_t first = s.channel_begin + block * LANES;
+        const Channels c = channels_of(s, first, grad_a + small, a);
+        const float *kept = s.kept + (row * tiles + k) * s.states * s.channels;
+        Vec skip = {};
+        backward_tile(w, c, row, start, length, kept, carry, grad_a, &skip);
+        float *to = q.grad_skip + row * s.channels + first;
+        store_some(to, load_some(to, c.count) + skip, c.count);
+      }
+      float *sums = q.grad_b_c + ((s.channel_begin / q.group * q.rows + row) * s.length + start) *
+                                     2 * s.states;
+      for (int64_t i = 0; i < length * 2 * s.states; i++) sums[i] = sum_of(load(w.b_c + i * LANES));
+    }
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t first = s.channel_begin + block * LANES, left = s.channel_end - first;
+      const Channels c = {first, left < LANES ? left : LANES, {}, {}, nullptr, nullptr};
+      put_states(q.grad_a + row * s.states * s.channels, s, c, work + block * per_block + 2 * small);
+    }
+  }
+  free(work);
+  return 0;
+}
+
+// ---- convolution
+
+TARGET static int convolve(const Convolution &q) {
+  const int64_t taps = q.taps, step = q.reverse ? -1 : 1;
+  for (int64_t row = q.row_begin; row < q.row_end; row++) {
+    for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
+      const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
+      alignas(64) float turned[MAX_TAPS * LANES];
+      turn(q.weight + first * taps, taps, count, 1.0f, turned);
+      const Vec bias = q.bias ? load_some(q.bias + first, count) : (Vec){};
+      Vec weight[MAX_TAPS], window[MAX_TAPS];
+      for (int64_t k = 0; k < taps; k++) {
+        weight[k] = load(turned + k * LANES);
+        window[k] = (Vec){};
+      }
+      int64_t t = q.reverse ? q.length - 1 : 0;
+      for (int64_t j = 0; j < q.length; j++, t += step) {
+        Vec sum = bias;
+        for (int64_t k = 0; k + 1 < taps; k++) {
+          window[k] = window[k + 1];
+          sum += weight[k] * window[k];
+        }
+        window[taps - 1] = load_some(at(q.x, row, t) + first, count);
+        sum += weight[taps - 1] * window[taps - 1];
+        store_some(at_mutable(q.y, row, t) + first, silu(sum), count);
+      }
+    }
+  }
+  return 0;
+}
+
+TARGET static int convolve_backward(const Convolution &q) {
+  const int64_t taps = q.taps, step = q.reverse ? -1 : 1;
+  const int64_t origin = q.reverse ? q.length - 1 : 0;
+  for (int64_t row = q.row_begin; row < q.row_end; row++) {
+    for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
+      const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
+      alignas(64) float turned[MAX_TAPS * LANES];
+      turn(q.weight + first * taps, taps, count, 1.0f, turned);
+      const Vec bias = q.bias ? load_some(q.bias + first, count) : (Vec){};
+      Vec weight[MAX_TAPS], window[MAX_TAPS], later[MAX_TAPS], grad_weight[MAX_TAPS];
+      for (int64_t k = 0; k < taps; k++) {
+        weight[k] = load(turned + k * LANES);
+        window[k] = later[k] = grad_weight[k] = (Vec){};
+      }
+      Vec grad_bias = {};
+      // dL/dx of a position is known `taps - 1` positions later.
+      for (int64_t j = 0; j < q.length + taps - 1; j++) {
+        Vec inner = {};
+        if (j < q.length) {
+          const int64_t t = origin + step * j;
+          Vec sum = bias;
+          for (int64_t k = 0; k + 1 < taps; k++) {
+            window[k] = window[k + 1];
+            sum += weight[k] * window[k];
+          }
+          window[taps - 1] = load_some(at(q.x, row, t) + first, count);
+          sum += weight[taps - 1] * window[taps - 1];
+          const Vec s = logistic(sum);
+          const Vec dy = load_some(at(q.grad_y, row, t) + first, count);
+          inner = dy * s * (all(1.0f) + sum * (all(1.0f) - s));
+          for (int64_t k = 0; k < taps; k++) grad_weight[k] += inner * window[k];
+          grad_bias += inner;
+        }
+        for (int64_t k = 0; k + 1 < taps; k++) later[k] = later[k + 1];
+        later[taps - 1] = inner;
+        if (j >= taps - 1) {
+          Vec grad = {};
+          for (int64_t k = 0; k < taps; k++) grad += later[k] * weight[taps - 1 - k];
+          store_some(at_mutable(q.grad_x, row, origin + step * (j - taps + 1)) + first, grad, count);
+        }
+      }
+      for (int64_t k = 0; k < taps; k++) {
+        float lanes[LANES];
+        store(lanes, grad_weight[k]);
+        for (int64_t lane = 0; lane < count; lane++)
+          q.grad_weight[((row * q.channels) + first + lane) * taps + k] = lanes[lane];
+      }
+      store_some(q.grad_bias + row * q.channels + first, grad_bias, count);
+    }
+  }
+  return 0;
+}

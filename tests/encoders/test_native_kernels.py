@@ -1,0 +1,246 @@
+"""The CPU kernels: exact on every instruction set, however the work is cut."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders.errors import InputError
+from encoders.selective_scan import library, list_backends, selective_scan
+
+pytestmark = pytest.mark.skipif(
+    not library.is_built(), reason="the native kernels are not built: genebold encoders build"
+)
+NAMES = ("u", "delta", "A", "B", "C", "D", "weight", "bias")
+
+
+@pytest.fixture(params=library.LEVELS)
+def level(request, monkeypatch) -> str:
+    """Force one instruction set, where this CPU has it."""
+    monkeypatch.setenv(library.LEVEL_VARIABLE, request.param)
+    if library.level() != request.param:
+        pytest.skip(f"this CPU has no {request.param}")
+    return request.param
+
+
+def draw(batch: int, length: int, channels: int, states: int, rank: int, seed: int, largest=24.0):
+    """Draw float64 arguments, low-rank time steps where `rank` is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    if rank:
+        steps, weight, bias = normal(batch, length, rank), normal(channels, rank), normal(channels)
+    else:
+        spread = torch.rand(batch, length, channels, generator=generator, dtype=torch.float64)
+        steps, weight, bias = 1e-4 * (largest / 1e-4) ** spread, None, None
+    sequences = normal(batch, length, channels), steps
+    decay = -torch.exp(normal(channels, states))
+    both = normal(batch, length, states), normal(batch, length, states)
+    return [*sequences, decay, *both, normal(channels), weight, bias]
+
+
+def run(arguments, backend: str, *, reverse: bool = False) -> torch.Tensor:
+    *main, weight, bias = arguments
+    softplus = weight is not None
+    return selective_scan(
+        *main, delta_weight=weight, delta_bias=bias, delta_softplus=softplus,
+        reverse=reverse, backend=backend,
+    )  # fmt: skip
+
+
+def relative_rms(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    wanted = wanted.double()
+    return float((found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+
+
+def compare(arguments, *, reverse: bool) -> tuple[float, dict[str, float]]:
+    """Return relative RMS errors of the output and of all gradients, against float64."""
+    exact = [None if t is None else t.clone().requires_grad_() for t in arguments]
+    single = [None if t is None else t.float().requires_grad_() for t in arguments]
+    wanted, found = run(exact, "torch", reverse=reverse), run(single, "cpu", reverse=reverse)
+    weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(9)).double()
+    (wanted * weights).sum().backward()
+    (found * weights.float()).sum().backward()
+    pairs = zip(NAMES, single, exact, strict=True)
+    errors = {name: relative_rms(a.grad, b.grad) for name, a, b in pairs if a is not None}
+    return relative_rms(found.detach(), wanted.detach()), errors
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 255, 256, 257])
+def test_exact_to_float64(level: str, length: int, reverse: bool, rank: int) -> None:
+    arguments = draw(2, length, 37, 16, rank, seed=length)
+    output, gradients = compare(arguments, reverse=reverse)
+    assert output <= 5e-7
+    assert max(gradients.values()) <= 5e-6, gradients
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 150),
+    channels=st.integers(1, 140),
+    states=st.integers(1, 21),
+    rank=st.integers(0, 7),
+    reverse=st.booleans(),
+)
+def test_any_shape(batch, length, channels, states, rank, reverse) -> None:
+    output, gradients = compare(draw(batch, length, channels, states, rank, 5), reverse=reverse)
+    assert output <= 1e-6
+    assert max(gradients.values()) <= 1e-5, gradients
+
+
+@pytest.mark.slow
+def test_exact_over_a_long_sequence() -> None:
+    arguments = draw(1, 65_537, 3, 16, 0, seed=1, largest=0.01)
+    output, gradients = compare(arguments, reverse=False)
+    assert output <= 5e-7
+    assert max(gradients.values()) <= 5e-6, gradients
+
+
+def test_reversed_is_flip_scan_flip_bit_for_bit() -> None:
+    arguments = [None if t is None else t.float() for t in draw(2, 77, 20, 16, 3, seed=2)]
+    flipped = [t.flip(1) if number in (0, 1, 3, 4) else t for number, t in enumerate(arguments)]
+    assert torch.equal(run(arguments, "cpu", reverse=True), run(flipped, "cpu").flip(1))
+
+
+def test_independent_of_neighbours_and_threads() -> None:
+    arguments = [None if t is None else t.float() for t in draw(3, 90, 150, 16, 3, seed=3)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            single = [t.clone().requires_grad_() for t in arguments]
+            y = run(single, "cpu")
+            y.square().sum().backward()
+            results.append([y.detach(), *[t.grad for t in single]])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for row in range(3):
+        alone = [t[row : row + 1] if t.ndim == 3 else t for t in arguments]
+        assert torch.equal(run(alone, "cpu")[0], results[0][0][row])
+
+
+def test_strides_and_half_precision() -> None:
+    arguments = [None if t is None else t.float() for t in draw(2, 40, 24, 16, 0, seed=4)]
+    wide = torch.randn(2, 40, 60)
+    wide[..., 5:29] = arguments[0]
+    strided = [wide[..., 5:29], *arguments[1:]]
+    assert torch.equal(run(strided, "cpu"), run(arguments, "cpu"))
+    rounded = [None if t is None else t.bfloat16() for t in arguments]
+    y = run(rounded, "cpu")
+    assert y.dtype == torch.bfloat16
+    exact = run([None if t is None else t.double() for t in rounded], "torch")
+    assert relative_rms(y, exact) < 2**-8
+
+
+def test_not_a_number_is_not_lost() -> None:
+    for number in (0, 1, 3):
+        arguments = [None if t is None else t.float() for t in draw(1, 40, 20, 16, 3, seed=5)]
+        arguments[number][0, 7, 0] = torch.nan
+        y = run(arguments, "cpu")
+        assert y[0, :7].isfinite().all()
+        assert y[0, 7:].isnan().any()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("length", "taps"), [(1, 4), (3, 4), (70, 4), (33, 1), (20, 8)])
+def test_convolution(level: str, length: int, taps: int, reverse: bool) -> None:
+    from encoders.selective_scan.cpu import convolve_silu
+
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, length, 37), (37, taps), (37,)]
+    exact = [torch.randn(shape, generator=generator).double().requires_grad_() for shape in shapes]
+    single = [t.detach().float().requires_grad_() for t in exact]
+    x = exact[0].flip(1) if reverse else exact[0]
+    padded = F.pad(x.mT, (taps - 1, 0))
+    wanted = F.silu(F.conv1d(padded, exact[1][:, None], exact[2], groups=37).mT)
+    wanted = wanted.flip(1) if reverse else wanted
+    found = convolve_silu(*single, reverse=reverse)
+    weights = torch.randn(wanted.shape, generator=generator).double()
+    (wanted * weights).sum().backward()
+    (found * weights.float()).sum().backward()
+    assert relative_rms(found.detach(), wanted.detach()) <= 5e-7
+    assert all(relative_rms(a.grad, b.grad) <= 5e-6 for a, b in zip(single, exact, strict=True))
+
+
+def test_operators_are_well_formed() -> None:
+    """Shape functions, autograd registration and schemas, as torch.compile wants them."""
+    from encoders.selective_scan import cpu
+
+    single = [t.float().requires_grad_() for t in draw(1, 35, 5, 4, 3, seed=6)]
+    u, delta, decay, b, c, d, weight, bias = single
+    given_to_scan = (u, delta, weight, bias, decay, b, c, d, True, False, True)
+    torch.library.opcheck(cpu.scan, given_to_scan, rtol=1e-4, atol=1e-4)
+    convolved = (u, torch.randn(5, 4, requires_grad=True), bias, True)
+    torch.library.opcheck(cpu._convolve, convolved, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cpu_backend_refuses_float64() -> None:
+    arguments = draw(1, 4, 3, 2, 0, seed=0)
+    with pytest.raises(ValueError, match="float32"):
+        run(arguments, "cpu")
+
+
+def test_an_unknown_level_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv(library.LEVEL_VARIABLE, "avx1024")
+    with pytest.raises(InputError, match="avx1024"):
+        library.level()
+
+
+def test_without_kernels_the_torch_backend_takes_over(monkeypatch) -> None:
+    from encoders.selective_scan import api
+
+    monkeypatch.setattr(library, "is_built", lambda: False)
+    api._say_slow.cache_clear()
+    assert "cpu" not in list_backends()
+    with pytest.warns(UserWarning, match="encoders build"):
+        assert api.backend_for(torch.device("cpu")) == "torch"
+    api._say_slow.cache_clear()
+
+
+def test_no_compiler_is_said() -> None:
+    with pytest.raises(InputError, match="install one"):
+        library.build(compilers=["no-such-compiler"])
+
+
+def test_a_failing_compiler_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    before = sorted(library.FOLDER.glob("_native*"))
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such instruction' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(InputError, match="no such instruction"):
+        library.build(compilers=[str(broken)])
+    assert sorted(library.FOLDER.glob("_native*")) == before
+
+
+def test_one_set_of_compiler_flags_and_one_interface() -> None:
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    flags = re.search(r"COMPILE_ARGS = \[(.*?)\]", setup, re.DOTALL)
+    assert flags is not None
+    assert tuple(re.findall(r'"(.*?)"', flags[1])) == library.COMPILE_ARGS
+    header = (library.SOURCES / "arguments.h").read_text()
+    constants = dict(re.findall(r"#define (\w+) (\d+)", header))
+    assert int(constants["INTERFACE_VERSION"]) == library.INTERFACE_VERSION
+    assert int(constants["KEPT_EVERY"]) == library.KEPT_EVERY
+    assert int(constants["MAX_TAPS"]) == library.MAX_TAPS
+
+
+def test_loads_no_other_library() -> None:
+    """Only the C library: nothing of Python, torch, C++ or OpenMP."""
+    built = next(path for path in library.FOLDER.glob("_native*") if path.suffix == ".so")
+    if sys.platform != "linux":
+        pytest.skip("ldd is Linux's")
+    needed = subprocess.run(["ldd", str(built)], capture_output=True, text=True, check=True).stdout
+    assert not re.search(r"python|torch|gomp|omp\.so", needed)
