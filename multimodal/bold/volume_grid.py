@@ -104,7 +104,7 @@ def centred_pads(shape: Sequence[int], wanted: Sequence[int]) -> list[tuple[int,
     return pads
 
 
-def pad_or_crop(values: Shaped[np.ndarray, "..."], pads: Pads, fill: object) -> np.ndarray:
+def pad_or_crop(values: Shaped[np.ndarray, "..."], pads: Pads, fill: float) -> np.ndarray:
     """Add or cut voxels at the ends of the first axes.
 
     Parameters
@@ -125,7 +125,7 @@ def pad_or_crop(values: Shaped[np.ndarray, "..."], pads: Pads, fill: object) -> 
     )
     added = [(max(0, low), max(0, high)) for low, high in pads]
     added += [(0, 0)] * (values.ndim - len(pads))
-    return np.pad(values[cut], added, constant_values=fill)  # type: ignore[arg-type]
+    return np.pad(values[cut], added, constant_values=fill)
 
 
 def voxel_sizes_mm(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, " 3"]:

@@ -213,7 +213,7 @@ def _encode(
                 str(run.bold),
                 f"{encoder.spec.name} gives NaN or infinite features",
                 "finite numbers",
-                "a parcel without variance, or wrong weights? check the scan and the encoder",
+                "signals without variance, or wrong weights? check the scan and the encoder",
             )
             for run in bad
         )
@@ -317,7 +317,7 @@ def _prepare(run: BoldRun, atlas: Atlas | None, spec_input: Any, options: BoldOp
 _WORK: dict[str, Any] = {}
 
 
-def _start_worker(atlas: Atlas, spec_input: Any, options: BoldOptions) -> None:
+def _start_worker(atlas: Atlas | None, spec_input: Any, options: BoldOptions) -> None:
     _WORK.update(atlas=atlas, spec_input=spec_input, options=options)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -65,7 +65,7 @@ def model_card(manifest: dict[str, Any]) -> str:
             "- It is for research on groups. It is no diagnostic and says nothing reliable about",
             "  one person.",
             "- It holds for cohorts prepared as `bundle.json` says: same regions and genome build,",
-            "  same atlas, space and repetition time.",
+            "  same atlas or voxel size, space and repetition time.",
             "- Licences of encoder weights named above apply to what is made with them.",
             "",
         ]

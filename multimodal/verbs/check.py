@@ -157,7 +157,7 @@ def _check_bold(
         lambda: find_runs(paths.bold, ids, space=bold.space, task=bold.task),  # type: ignore[arg-type]
     )
     kind = _collect(problems, lambda: input_kind(brain.spec.input)) if brain is not None else None
-    atlas = None
+    atlas: Any = None
     if paths.atlas is not None and kind != "volumes":
         atlas = _collect(problems, lambda: load_atlas(paths.atlas, paths.atlas_table))  # type: ignore[arg-type]
     elif kind == "parcels":
