@@ -71,6 +71,12 @@ CATALOGUE = {
     "caduceus_ph": _caduceus("ph"),
     "brainlm_nystromformer": _brainlm(512, 8_426_512),
     "brainlm_vitmae": _brainlm(768, 85_647_360),
+    "swift": Entry(
+        *("brain", 288, 4_315_212, "96 x 96 x 96 voxels of 2 mm, 20 frames"),
+        *("Apache-2.0", "Apache-2.0"),
+        pretraining_cohorts=("UK Biobank", "HCP", "ABCD"),
+        published=("https://github.com/Transconnectome/SwiFT",),
+    ),
     "brainmt": Entry(
         *("brain", 512, 39_104_961, "91 x 109 x 91 voxels of 2 mm, 200 frames", "MIT", "none")
     ),

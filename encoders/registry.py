@@ -24,6 +24,7 @@ _OURS = {
     "caduceus_ph": "encoders.caduceus.encoder:load_caduceus_ph",
     "brainlm_nystromformer": "encoders.brainlm.encoder:load_nystromformer",
     "brainlm_vitmae": "encoders.brainlm.encoder:load_vitmae",
+    "swift": "encoders.swift.encoder:load_swift",
     "fc": "encoders.connectivity:load_connectivity",
 }
 
