@@ -109,9 +109,10 @@ def find_volume_problems(
         if plan.scan is not None and plan.grid is not None:
             masked = plan.mask is not None
             series = plan.attempt(read_voxels, plan.scan, plan.grid, masked=masked)
-            if series is not None and not encoders_own and not plan.problems:
-                series = _in_time(plan, series, options)
-                plan.attempt(_scaling, plan.scan, series, spec_input)
+            if series is not None and plan.confounds is not None and not encoders_own:
+                # Neither cleaning nor resampling empties a brain or makes it constant.
+                kept = series[plan.confounds.keep]
+                plan.attempt(_scaling, plan.scan, kept, spec_input)
         elif plan.scan is not None:
             plan.problems += find_voxel_problems(plan.scan)
         problems += dict.fromkeys(plan.problems)
