@@ -25,6 +25,7 @@ _OURS = {
     "brainlm_nystromformer": "encoders.brainlm.encoder:load_nystromformer",
     "brainlm_vitmae": "encoders.brainlm.encoder:load_vitmae",
     "swift": "encoders.swift.encoder:load_swift",
+    "brainmt": "encoders.brainmt.encoder:load_brainmt",
     "fc": "encoders.connectivity:load_connectivity",
 }
 

@@ -75,6 +75,9 @@ class BrainMTConfig:
     normalisation : str
         Ours: what was done to the volumes the network was trained on, one of `NORMALISATIONS`;
         upstream's script ships with the first, and its checkpoints do not say.
+    voxel_mm : float, optional
+        Ours: size of the voxels; None for any. Upstream's volumes, those of the default `img_size`,
+        have 2 mm.
     dataset : str, optional
         Ours: upstream's name of the data behind trained weights, ``"ukb"`` or ``"hcp"`` (its
         ``ds_name``).
@@ -105,6 +108,7 @@ class BrainMTConfig:
     num_patches: int = 252
     pooling: Literal["cls", "mean"] = "cls"
     normalisation: str = NORMALISATIONS[0]
+    voxel_mm: float | None = 2.0
     dataset: str | None = None
 
     @property
@@ -128,7 +132,8 @@ class BrainMTConfig:
         ----------
         values : mapping
             What is not given has upstream's default; the stem's widths an eighth and a quarter of
-            `embed_dim`, and `num_patches` what volumes of `img_size` give.
+            `embed_dim`, `num_patches` what volumes of `img_size` give, and `voxel_mm` none for
+            another `img_size` than upstream's.
         source : str
             Name of the file, for error messages.
 
@@ -171,13 +176,14 @@ class BrainMTConfig:
 
 
 def _with_widths(given: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the three numbers that follow from others where they are not given."""
+    """Fill in the numbers that follow from others where they are not given."""
     width = given.get("embed_dim", BrainMTConfig.embed_dim)
     shape = given.get("img_size", BrainMTConfig.img_size)
     follow = {
         "stem_in_dim": max(width // 8, 1),
         "stem_dim": max(width // 4, 1),
         "num_patches": math.prod(token_grid(shape)),
+        "voxel_mm": BrainMTConfig.voxel_mm if shape == BrainMTConfig.img_size else None,
     }
     return {**follow, **given}
 
@@ -218,6 +224,7 @@ _CHECKS: dict[str, _Check] = {
     "norm_epsilon": _POSITIVE,
     "pooling": _one_of(*POOLINGS),
     "normalisation": _one_of(*NORMALISATIONS),
+    "voxel_mm": (lambda value: value is None or _POSITIVE[0](value), "a positive number, or null"),
     "dataset": (lambda value: value is None or isinstance(value, str), "a name, or null"),
     **dict.fromkeys(("in_chans", "embed_dim", "num_heads", "num_frames"), _SIZE),
     **dict.fromkeys(("stem_in_dim", "stem_dim", "num_patches"), _SIZE),

@@ -116,7 +116,7 @@ def _make_spec(
     stored: Weights | None,
 ) -> EncoderSpec:
     cohorts, tr_s = _training_data(config.dataset) if stored is not None else ((), None)
-    in_mni = config.img_size == MNI_2MM_SHAPE
+    in_mni = config.img_size == MNI_2MM_SHAPE and config.voxel_mm == 2
     return EncoderSpec(
         name="brainmt",
         modality="brain",
@@ -124,7 +124,7 @@ def _make_spec(
         input=VolumeInput(
             shape=config.img_size,
             frames=config.num_frames,
-            voxel_mm=2.0 if in_mni else None,
+            voxel_mm=config.voxel_mm,
             tr_s=tr_s,
             space="MNI152NLin6Asym" if in_mni else None,
             normalisation=config.normalisation,

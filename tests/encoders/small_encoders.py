@@ -44,6 +44,12 @@ SMALL: dict[str, dict[str, Any] | None] = {
         "depths": [2, 2],
         "num_heads": [1, 2],
     },
+    "brainmt": {
+        "img_size": [17, 20, 12],
+        "num_frames": 3,
+        "embed_dim": 16,
+        "depth": [2, 2],
+    },
     "fc": None,
 }
 # Encoders that an optional package stands behind.
