@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from encoders.selective_scan import selective_scan
+from encoders.selective_scan import convolve_silu, selective_scan
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,17 @@ class Reading(NamedTuple):
 
 
 def read(
-    projected: Float[Tensor, "batch length two_inner"], reading: Reading
+    projected: Float[Tensor, "batch length two_inner"],
+    *readings: Reading,
 ) -> Float[Tensor, "batch length inner"]:
-    """Convolve, scan and gate, from left to right.
+    """Convolve, scan and gate: from left to right, and with a second reading back as well.
 
     Parameters
     ----------
     projected : Tensor [B, L, 2 I]
         Input and gate, as the input projection gives them.
-    reading : Reading
+    *readings : Reading
+        The forward direction, then the backward one if there is one; the two are added.
 
     Returns
     -------
@@ -164,28 +166,37 @@ def read(
         Wants the output projection yet.
     """
     u, gate = projected.chunk(2, dim=-1)
-    u = F.silu(_convolve(u, reading.conv1d))
-    rank, states = reading.dt_proj.in_features, reading.A_log.shape[1]
+    mixed = _unroll(u, readings[0])
+    for backward in readings[1:]:
+        mixed = mixed + _unroll(u, backward, reverse=True)
+    return mixed * F.silu(gate)
+
+
+def read_back(
+    projected: Float[Tensor, "batch length two_inner"], reading: Reading
+) -> Float[Tensor, "batch length inner"]:
+    """Do what `read` does from right to left only."""
+    u, gate = projected.chunk(2, dim=-1)
+    return _unroll(u, reading, reverse=True) * F.silu(gate)
+
+
+def _unroll(
+    u: Float[Tensor, "batch length inner"], reading: Reading, *, reverse: bool = False
+) -> Float[Tensor, "batch length inner"]:
+    """Convolve and scan in one direction."""
+    conv1d, dt_proj = reading.conv1d, reading.dt_proj
+    u = convolve_silu(u, conv1d.weight[:, 0], conv1d.bias, reverse=reverse)
+    rank, states = dt_proj.in_features, reading.A_log.shape[1]
     dt, B, C = reading.x_proj(u).split([rank, states, states], dim=-1)
-    dt = at_least_float32(F.linear(dt, reading.dt_proj.weight))
-    delta = F.softplus(dt + reading.dt_proj.bias.to(dt.dtype))
+    weight: Tensor | None = dt_proj.weight
+    if dt.dtype != at_least_float32(dt).dtype:
+        # Upstream rounds the projected time steps; in full precision the scan projects them.
+        dt, weight = F.linear(dt, dt_proj.weight), None
     A = -torch.exp(at_least_float32(reading.A_log))
-    return selective_scan(u, delta, A, B, C, reading.D) * F.silu(gate)
-
-
-def _convolve(
-    u: Float[Tensor, "batch length dim"], conv1d: nn.Conv1d
-) -> Float[Tensor, "batch length dim"]:
-    """Convolve each channel with its taps, the last tap on the position itself."""
-    length, taps = u.shape[1], conv1d.kernel_size[0]
-    padded = F.pad(at_least_float32(u), (0, 0, taps - 1, 0))
-    weight = conv1d.weight.to(padded.dtype)[:, 0].T
-    out = padded[:, :length] * weight[0]
-    for tap in range(1, taps):
-        out = torch.addcmul(out, padded[:, tap : tap + length], weight[tap])
-    if conv1d.bias is not None:
-        out = out + conv1d.bias.to(out.dtype)
-    return out.to(u.dtype)
+    return selective_scan(
+        u, dt, A, B, C, reading.D,
+        delta_weight=weight, delta_bias=dt_proj.bias, delta_softplus=True, reverse=reverse,
+    )  # fmt: skip
 
 
 class Mamba(nn.Module):
@@ -217,14 +228,21 @@ class Mamba(nn.Module):
         return (Reading(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D),)
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
-        """Mix each position with those before it."""
+        """Mix each position with those that its directions have read."""
         return self.mix(self.in_proj(x))
 
     def mix(
         self, projected: Float[Tensor, "batch length two_inner"]
     ) -> Float[Tensor, "batch length dim"]:
         """Do all that follows the input projection."""
-        mixed: Tensor = self.out_proj(read(projected, self.readings[0]))
+        mixed: Tensor = self.out_proj(read(projected, *self.readings))
+        return mixed
+
+    def mix_back(
+        self, projected: Float[Tensor, "batch length two_inner"]
+    ) -> Float[Tensor, "batch length dim"]:
+        """Do what `mix` does from right to left."""
+        mixed: Tensor = self.out_proj(read_back(projected, self.readings[0]))
         return mixed
 
 
@@ -256,15 +274,6 @@ class TwoWayMamba(Mamba):
         """The parameters of each direction it reads in, forward first."""
         backward = Reading(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
         return (*super().readings, backward)
-
-    def mix(
-        self, projected: Float[Tensor, "batch length two_inner"]
-    ) -> Float[Tensor, "batch length dim"]:
-        """Do all that follows the input projection, each position seeing all others."""
-        forward, backward = self.readings
-        both = read(projected, forward) + read(projected.flip(1), backward).flip(1)
-        mixed: Tensor = self.out_proj(both)
-        return mixed
 
 
 def cast_mamba(module: nn.Module, dtype: torch.dtype) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from encoders.caduceus.config import CaduceusConfig
-from encoders.mamba import AddNorm, LayerNorm, Mamba, RMSNorm
+from encoders.mamba import AddNorm, LayerNorm, Mamba, RMSNorm, read
 
 
 def stack_strands(
@@ -64,20 +64,25 @@ class BiMamba(nn.Module):
         self.multiply = config.bidirectional_strategy == "ew_multiply"
         self.mamba_fwd = Mamba(config.d_model, config.ssm)
         self.mamba_rev = Mamba(config.d_model, config.ssm) if config.bidirectional else None
-        if self.mamba_rev is not None and config.bidirectional_weight_tie:
+        self.tied = config.bidirectional_weight_tie
+        # The projection is linear, and so serves the sum of both directions as it is.
+        self.added_once = self.tied and not self.multiply and not config.ssm.bias
+        if self.mamba_rev is not None and self.tied:
             self.mamba_rev.in_proj = self.mamba_fwd.in_proj
             self.mamba_rev.out_proj = self.mamba_fwd.out_proj
 
     def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
         """Mix each position with all others."""
-        projected = self.mamba_fwd.in_proj(x)
-        forward = self.mamba_fwd.mix(projected)
-        if self.mamba_rev is None:
-            return forward
-        if self.mamba_rev.in_proj is not self.mamba_fwd.in_proj:
-            projected = self.mamba_rev.in_proj(x)
-        backward = self.mamba_rev.mix(projected.flip(1)).flip(1)
-        return forward * backward if self.multiply else forward + backward
+        forward, backward = self.mamba_fwd, self.mamba_rev
+        projected = forward.in_proj(x)
+        if backward is None:
+            return forward.mix(projected)
+        if self.added_once:
+            both: Tensor = forward.out_proj(read(projected, *forward.readings, *backward.readings))
+            return both
+        back = projected if self.tied else backward.in_proj(x)
+        first, second = forward.mix(projected), backward.mix_back(back)
+        return first * second if self.multiply else first + second
 
 
 class Submodule(nn.Module):

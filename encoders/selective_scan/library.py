@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -107,8 +106,7 @@ def address(values: Tensor | None) -> int | None:
     return None if values is None else values.data_ptr()
 
 
-@cache
-def load_library() -> ctypes.CDLL | None:
+def _load() -> ctypes.CDLL | None:
     """Load the kernels; None where they were not built, or do not fit this version."""
     for path in sorted(FOLDER.glob("_native*")):
         if path.suffix not in SUFFIXES:
@@ -123,9 +121,13 @@ def load_library() -> ctypes.CDLL | None:
     return None
 
 
+# Loaded once, at import, so that tracing a network finds a constant here.
+_library = _load()
+
+
 def is_built() -> bool:
     """Tell whether the kernels are there."""
-    return load_library() is not None
+    return _library is not None
 
 
 def level() -> str:
@@ -136,8 +138,7 @@ def level() -> str:
     InputError
         ``GENEBOLD_CPU_LEVEL`` is none of `LEVELS`.
     """
-    library = load_library()
-    best = LEVELS[library.genebold_level()] if library is not None else LEVELS[0]
+    best = LEVELS[_library.genebold_level()] if _library is not None else LEVELS[0]
     wanted = os.environ.get(LEVEL_VARIABLE, best)
     if wanted not in LEVELS:
         raise InputError(
@@ -154,9 +155,8 @@ def call(function: str, arguments: ctypes.Structure) -> None:
     MemoryError
         No room for the kernel's buffers.
     """
-    library = load_library()
-    assert library is not None, "asked for the CPU kernels, which are not built"
-    code = getattr(library, f"genebold_{function}")(
+    assert _library is not None, "asked for the CPU kernels, which are not built"
+    code = getattr(_library, f"genebold_{function}")(
         ctypes.byref(arguments), ctypes.c_int(LEVELS.index(level()))
     )
     if code != 0:
@@ -214,7 +214,8 @@ def build(compilers: Sequence[str] | None = None) -> Path:
         raise InputError(
             Problem("not-writable", str(FOLDER), found, "a folder you may write to")
         ) from error
-    load_library.cache_clear()
+    global _library
+    _library = _load()
     return target
 
 

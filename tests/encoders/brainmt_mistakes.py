@@ -99,7 +99,7 @@ def _divides_by_two(monkeypatch: pytest.MonkeyPatch, _network: BrainMT) -> None:
 
 
 def _forward_alone(monkeypatch: pytest.MonkeyPatch, _network: BrainMT) -> None:
-    monkeypatch.setattr(TwoWayMamba, "mix", Mamba.mix)
+    monkeypatch.setattr(TwoWayMamba, "readings", Mamba.readings)
 
 
 def _cls_stays_first(monkeypatch: pytest.MonkeyPatch, _network: BrainMT) -> None:

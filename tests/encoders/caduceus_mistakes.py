@@ -50,8 +50,9 @@ def read_back_with_forward_weights(mixer: nn.Module) -> None:
 
 
 def leave_reverse_as_read(mixer: nn.Module) -> None:
-    mix = mixer.mamba_rev.mix
-    mixer.mamba_rev.mix = lambda projected: mix(projected).flip(1)
+    mixer.added_once = False
+    mix_back = mixer.mamba_rev.mix_back
+    mixer.mamba_rev.mix_back = lambda projected: mix_back(projected).flip(1)
 
 
 def complement_in_file_order(network: Network) -> None:
