@@ -55,23 +55,22 @@ def read_card_licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    text = card.read_text(encoding="utf-8-sig", errors="replace")
-    if not text.lstrip().startswith(_FRONT_MATTER):
-        return None
-    values = _front_matter(text.lstrip())
+    with card.open(encoding="utf-8-sig", errors="replace") as opened:
+        # Most folders' README is no model card: the hub's library need not be imported for it.
+        if opened.readline().strip() != _FRONT_MATTER:
+            return None
+    values = _front_matter(card)
     licence = values.get("license")
     if licence == "other":
         licence = values.get("license_name", licence)
     return licence if isinstance(licence, str) and licence else None
 
 
-def _front_matter(text: str) -> dict[str, object]:
-    import yaml
+def _front_matter(card: Path) -> dict[str, object]:
+    from huggingface_hub import metadata_load
 
-    block = text[len(_FRONT_MATTER) :].partition(f"\n{_FRONT_MATTER}")[0]
     try:
-        values = yaml.safe_load(block)
+        return metadata_load(card) or {}
     # A card is written by hand; one that is no YAML names no licence that could be read.
-    except yaml.YAMLError:
+    except Exception:
         return {}
-    return values if isinstance(values, dict) else {}

@@ -145,7 +145,7 @@ def _value(key: str, value: Any) -> str:
     if key == "order":
         return _ORDERS.get(value, value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} = {number:g}" for name, number in value.items()) or "none"
+        return ", ".join(f"{name} = {number!r}" for name, number in value.items()) or "none"
     if isinstance(value, list | tuple):
         return " x ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -158,7 +158,7 @@ def verify_page(found: Verification, dtype: str, seed: int) -> str:
         (
             "ok" if check.passed else "FAILED",
             f"{check.what}: apart by {check.apart:.1e} of the largest feature, "
-            f"at most {check.limit:.0e}",
+            f"at most {check.limit:g}",
         )
         for check in found.checks
     ]
@@ -181,7 +181,7 @@ def verify_page(found: Verification, dtype: str, seed: int) -> str:
             _section("Keys", _key_rows(found)),
             _section("Checks", checks),
             _section("Fingerprint", compared),
-            "\n".join(textwrap.wrap(notes, _WIDTH)),
+            "\n".join(textwrap.wrap(notes, _WIDTH, break_on_hyphens=False)),
         ]
     )
 
