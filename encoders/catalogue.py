@@ -23,9 +23,9 @@ class Entry:
     ----------
     modality : {"dna", "brain"}
     feature_dim : int or None
-        None where it follows from the input.
-    parameters : int
-        Trainable numbers of the encoder, decoders and heads apart.
+        None where it follows from the input, or the model decides.
+    parameters : int or None
+        Trainable numbers of the encoder, decoders and heads apart; None where the model decides.
     takes : str
         The input, in words.
     code_license, weight_license : str
@@ -38,7 +38,7 @@ class Entry:
 
     modality: Literal["dna", "brain"]
     feature_dim: int | None
-    parameters: int
+    parameters: int | None
     takes: str
     code_license: str
     weight_license: str
@@ -69,6 +69,10 @@ CATALOGUE = {
     "caduceus": _caduceus("ps ph"),
     "caduceus_ps": _caduceus("ps"),
     "caduceus_ph": _caduceus("ph"),
+    # Sizes, weights and their licence are those of the model it is given.
+    "huggingface": Entry(
+        "dna", None, None, "window, as its model has it", "Apache-2.0", "the model's"
+    ),
     "brainlm_nystromformer": _brainlm(512, 8_426_512),
     "brainlm_vitmae": _brainlm(768, 85_647_360),
     "swift": Entry(

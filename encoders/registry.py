@@ -22,6 +22,7 @@ _OURS = {
     "caduceus": "encoders.caduceus.encoder:load_caduceus",
     "caduceus_ps": "encoders.caduceus.encoder:load_caduceus_ps",
     "caduceus_ph": "encoders.caduceus.encoder:load_caduceus_ph",
+    "huggingface": "encoders.huggingface.load:load_huggingface",
     "brainlm_nystromformer": "encoders.brainlm.encoder:load_nystromformer",
     "brainlm_vitmae": "encoders.brainlm.encoder:load_vitmae",
     "swift": "encoders.swift.encoder:load_swift",

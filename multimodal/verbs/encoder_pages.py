@@ -58,15 +58,19 @@ def list_page(entries: Mapping[str, Entry | str], owners: Mapping[str, str]) -> 
         if isinstance(entry, str):
             rows.append([name, "", "", "", f"cannot be made: {entry[:60]}", "", "", owner])
             continue
-        size = "varies" if entry.feature_dim is None else f"{entry.feature_dim:,}"
+        sizes = [_count(entry.feature_dim), _count(entry.parameters)]
         licences = [entry.code_license, entry.weight_license]
-        words = [name, entry.modality, size, f"{entry.parameters:,}", entry.takes, *licences]
+        words = [name, entry.modality, *sizes, entry.takes, *licences]
         rows.append([*words, owner])
     return (
         table(rows, header)
         + "\n\nSizes and licences are those of the published networks.\n"
         + "genebold encoders show NAME has the rest."
     )
+
+
+def _count(number: int | None) -> str:
+    return "varies" if number is None else f"{number:,}"
 
 
 def show_page(name: str, entry: Entry, spec: EncoderSpec | None, reason: str) -> str:

@@ -50,6 +50,15 @@ SMALL: dict[str, dict[str, Any] | None] = {
         "embed_dim": 16,
         "depth": [2, 2],
     },
+    "huggingface": {
+        "model_type": "esm",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "position_embedding_type": "rotary",
+        "max_position_embeddings": 1200,
+    },
     "fc": None,
 }
 # Encoders that an optional package stands behind.

@@ -1,0 +1,1 @@
+"""Any DNA language model of the transformers library as a DNA encoder."""
