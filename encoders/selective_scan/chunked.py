@@ -44,7 +44,8 @@ class _Scratch(threading.local):
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        if like.device.type != "cpu":
+        # What a traced run leaves here would be no memory, and wrong numbers in every later run.
+        if like.device.type != "cpu" or torch.compiler.is_compiling():
             return like.new_empty(shape)
         numbers = math.prod(shape)
         buffer = self.buffers.get((name, like.dtype))
