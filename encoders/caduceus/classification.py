@@ -199,10 +199,7 @@ def classification_loss(
     ValueError
         An unknown problem type.
     """
-    if problem_type is None:
-        whole = not labels.is_floating_point()
-        several = "single_label_classification" if whole else "multi_label_classification"
-        problem_type = "regression" if logits.shape[1] == 1 else several
+    problem_type = problem_type or _infer_problem(logits, labels)
     if problem_type == "regression":
         return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
     if problem_type == "single_label_classification":
@@ -213,3 +210,10 @@ def classification_loss(
         f"problem_type is {problem_type!r}; it must be 'regression', 'single_label_classification' "
         "or 'multi_label_classification'"
     )
+
+
+def _infer_problem(logits: Tensor, labels: Tensor) -> ProblemType:
+    if logits.shape[1] == 1:
+        return "regression"
+    several = labels.is_floating_point()
+    return "multi_label_classification" if several else "single_label_classification"
