@@ -4,6 +4,7 @@ A module that runs layers one after another has the attribute ``recompute_layers
 and calls each of them through `run_layer`. Outputs and gradients are the same either way.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
+def run_layer(layer: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
     """Run a layer; with `recompute`, forget what is inside it and compute it again for gradients.
 
     Parameters
     ----------
-    layer : nn.Module
+    layer : callable
+        A module, or a function that calls several.
     *inputs
         Its positional arguments.
     recompute : bool

@@ -5,14 +5,11 @@ Dependencies in Functional MRI Data, arXiv 2506.22591; upstream: arunkumar-kanna
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from encoders.brainmt.config import BrainMTConfig, token_grid
 from encoders.brainmt.layers import (
@@ -26,6 +23,7 @@ from encoders.brainmt.layers import (
     make_add_norm,
     make_norm,
 )
+from encoders.recompute import run_layer
 
 # Voxels that go through the stem at once: it widens a frame many times over, and frames do not see
 # each other there.
@@ -96,12 +94,12 @@ class BrainMT(nn.Module):
             Axes, channels, frames or tokens of a frame that are not the configuration's.
         """
         hidden = self.embed(volumes)
-        residual = None
+        residual, recompute = None, self.recompute_layers
         for layer in self.layers:
-            hidden, residual = self._run(layer, hidden, residual)
+            hidden, residual = run_layer(layer, hidden, residual, recompute=recompute)
         hidden, _ = self.add_norm(self.drop_path(hidden), residual, self.norm_f)
         for attention, drop_path in zip(self.blocks, self.drop_path_attn, strict=True):
-            hidden = self._run(self._attend, hidden, attention, drop_path)
+            hidden = run_layer(self._attend, hidden, attention, drop_path, recompute=recompute)
         return hidden
 
     def forward_features(
@@ -136,7 +134,9 @@ class BrainMT(nn.Module):
 
     def _stem(self, frames: Float[Tensor, "n channel y x z"]) -> Float[Tensor, "n dim d h w"]:
         at_once = max(1, _STEM_VOXELS // math.prod(frames.shape[2:]))
-        return torch.cat([self._run(self._convolve, some) for some in frames.split(at_once)])
+        parts = frames.split(at_once)
+        recompute = self.recompute_layers
+        return torch.cat([run_layer(self._convolve, part, recompute=recompute) for part in parts])
 
     def _convolve(self, frames: Float[Tensor, "n channel y x z"]) -> Float[Tensor, "n dim d h w"]:
         maps = self.downsample0(self.conv_block0(self.patch_embed(frames)))
@@ -148,11 +148,6 @@ class BrainMT(nn.Module):
     ) -> Float[Tensor, "batch token dim"]:
         hidden = hidden + drop_path(attention(self.norm(hidden)))
         return hidden + drop_path(self.mlp(self.norm(hidden)))
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self.recompute_layers and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
 
     def _check(self, volumes: Tensor) -> None:
         config = self.config

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import random_split
+from torch.utils.data import TensorDataset, random_split
 
 from encoders.brainmt.model import BrainMT
 
@@ -180,7 +180,8 @@ def split_subjects(subjects: int, seed: int = 0) -> Split:
     train, validation = int(0.7 * subjects), int(0.15 * subjects)
     sizes = [train, validation, subjects - train - validation]
     generator = torch.Generator().manual_seed(seed)
-    parts = random_split(range(subjects), sizes, generator=generator)  # type: ignore[arg-type]
+    rows = TensorDataset(torch.arange(subjects))
+    parts = random_split(rows, sizes, generator=generator)
     return Split(*(list(part.indices) for part in parts))
 
 

@@ -166,7 +166,7 @@ def test_a_configuration_survives_json() -> None:
 def test_widths_and_directions_are_read_off_the_tensors(
     tmp_path: Path, bidirectional: bool
 ) -> None:
-    widths = {"stem_in_dim": 3, "stem_dim": 4, "bidirectional": bidirectional}
+    widths: dict[str, Any] = {"stem_in_dim": 3, "stem_dim": 4, "bidirectional": bidirectional}
     path, _ = stored(tmp_path, **widths)
     config = {key: value for key, value in SMALL.items() if key != "img_size"}
     encoder = load_brainmt(path, config=config)
@@ -325,7 +325,12 @@ def test_dropped_branches_come_back_as_others_scaled() -> None:
 
 @both_ways
 def test_recomputing_gives_equal_gradients_under_dropout(bidirectional: bool) -> None:
-    config = {"drop_path_rate": 0.5, "drop_rate": 0.1, "attn_drop_rate": 0.1, "fc_drop_rate": 0.1}
+    config: dict[str, Any] = {
+        "drop_path_rate": 0.5,
+        "drop_rate": 0.1,
+        "attn_drop_rate": 0.1,
+        "fc_drop_rate": 0.1,
+    }
     found = []
     for recompute in (False, True):
         encoder = small(**config, bidirectional=bidirectional, use_checkpoint=recompute).train()
@@ -361,7 +366,7 @@ def test_recomputing_keeps_fewer_numbers(bidirectional: bool) -> None:
 def test_reduced_precision(dtype: str, bidirectional: bool) -> None:
     exact = small("float64", bidirectional=bidirectional)(segments().double())
     cast = small(dtype, bidirectional=bidirectional)
-    assert cast.backbone.layers[0].mixer.A_log.dtype == torch.float32
+    assert cast.backbone.get_parameter("layers.0.mixer.A_log").dtype == torch.float32
     narrow = small(bidirectional=bidirectional)
     with torch.autocast("cpu", dtype=getattr(torch, dtype)):
         mixed = narrow(segments())

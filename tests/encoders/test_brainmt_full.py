@@ -13,6 +13,7 @@ from torch import Tensor
 
 from encoders.brainmt.config import BrainMTConfig
 from encoders.brainmt.initialise import make_network
+from encoders.brainmt.layers import DropPath
 from encoders.brainmt.model import BrainMT
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-8}
@@ -105,8 +106,13 @@ def test_rates_of_stochastic_depth(case: Path) -> None:
     published = read(case, "published_parameters.json")["uni"]
     with torch.device("meta"):
         network = BrainMT(BrainMTConfig())
-    assert [m.drop_path.rate for m in network.layers] == published["drop_path_rates_layers"]
-    assert [m.rate for m in network.drop_path_attn] == published["drop_path_rates_blocks"]
+    rates = {name: m.rate for name, m in network.named_modules() if isinstance(m, DropPath)}
+    for key, pattern in (
+        ("drop_path_rates_layers", "layers.{}.drop_path"),
+        ("drop_path_rates_blocks", "drop_path_attn.{}"),
+    ):
+        found = [rates[pattern.format(index)] for index in range(len(published[key]))]
+        assert found == published[key]
 
 
 @pytest.mark.slow

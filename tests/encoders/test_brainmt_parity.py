@@ -25,7 +25,7 @@ from brainmt_mistakes import MISTAKES, ONE_FRAME_HIDES, Mistake
 from torch import Tensor
 
 from encoders import load_encoder
-from encoders.brainmt.encoder import BrainMTEncoder
+from encoders.brainmt.encoder import BrainMTEncoder, load_brainmt
 from encoders.brainmt.model import BrainMT
 from encoders.brainmt.recipe import make_optimiser
 from encoders.mamba import TwoWayMamba
@@ -73,7 +73,7 @@ def test_features_of_segments_as_the_pipeline_gives_them(case: Path, dtype: str)
     assert apart(encoder(segments), wanted, "features") <= TOLERANCE[dtype]
     shape = list(segments.shape[2:5])
     exact = load(case, dtype, img_size=shape)
-    assert exact.spec.input.shape == tuple(shape)
+    assert exact.spec.as_dict()["input"]["shape"] == shape
     assert torch.equal(exact(segments), encoder(segments))
 
 
@@ -180,11 +180,11 @@ def test_files_of_the_training_script(case: Path) -> None:
     assert set(stored) == set(plain)
     assert all(torch.equal(stored[name], plain[name]) for name in plain)
     for dtype in ("float32", "float64"):
-        backbone = load_encoder("brainmt", path, dtype=dtype).backbone
+        backbone = load_brainmt(path, dtype=dtype).backbone
         found = run(case, backbone, volumes_of(case, dtype))
         assert largest_apart(case, found, dtype) <= TOLERANCE[dtype]
     assert encoder.spec.pretraining_cohorts == ("UK Biobank",)
-    assert encoder.spec.input.tr_s == 0.735
+    assert encoder.spec.as_dict()["input"]["tr_s"] == 0.735
     stated = settings(case)
     for name in ("stem_in_dim", "stem_dim", "num_patches"):
         assert encoder.spec.config[name] == stated[name]
@@ -235,6 +235,8 @@ def test_training_goes_on_as_upstream_does(case: Path) -> None:
 def test_keys_biases_have_no_gradient_but_rounding(case: Path) -> None:
     backbone = load(case, "float64").backbone
     loss_of(case, backbone.predict(volumes_of(case, "float64"))).backward()
-    for block in backbone.blocks:
-        query, key, value = block.qkv.bias.grad.chunk(3)
+    for index in range(len(backbone.blocks)):
+        gradient = backbone.get_parameter(f"blocks.{index}.qkv.bias").grad
+        assert gradient is not None
+        query, key, value = gradient.chunk(3)
         assert key.abs().max() < 1e-12 * max(query.abs().max(), value.abs().max())
