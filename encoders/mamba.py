@@ -276,6 +276,11 @@ class TwoWayMamba(Mamba):
         return (*super().readings, backward)
 
 
+def uses_scan(module: nn.Module) -> bool:
+    """Tell whether a network has Mamba blocks anywhere in it."""
+    return any(isinstance(block, Mamba) for block in module.modules())
+
+
 def cast_mamba(module: nn.Module, dtype: torch.dtype) -> None:
     """Change the arithmetic; ``A_log`` and ``D`` of all blocks stay in float32 at least.
 

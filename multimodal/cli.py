@@ -24,7 +24,7 @@ VERBS = {
     "evaluate": "retrieval against its permutation null, controls; plan=true for power",
     "embed": "latents for new subjects from a bundle, from VCF, BOLD or both",
     "report": "one self-contained HTML page about a run",
-    "encoders": "list, show NAME, verify NAME WEIGHTS, convert SRC DST",
+    "encoders": "list, show NAME, verify NAME WEIGHTS, convert SRC DST, build",
 }
 
 _USAGE = """\

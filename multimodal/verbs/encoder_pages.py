@@ -73,7 +73,9 @@ def _count(number: int | None) -> str:
     return "varies" if number is None else f"{number:,}"
 
 
-def show_page(name: str, entry: Entry, spec: EncoderSpec | None, reason: str) -> str:
+def show_page(
+    name: str, entry: Entry, spec: EncoderSpec | None, reason: str, scan: str = ""
+) -> str:
     """Return all that is known of one encoder.
 
     Parameters
@@ -82,6 +84,8 @@ def show_page(name: str, entry: Entry, spec: EncoderSpec | None, reason: str) ->
         Of the encoder as it was loaded; None where it cannot be without weights.
     reason : str
         Why not.
+    scan : str
+        What its selective scan runs on here; empty for a network without one.
     """
     if spec is None:
         sections = [f"{name}  ({entry.modality})", _section("Published", _published(entry))]
@@ -91,6 +95,8 @@ def show_page(name: str, entry: Entry, spec: EncoderSpec | None, reason: str) ->
     size = "follows from the input" if spec.feature_dim is None else f"{spec.feature_dim:,}"
     about = [("paper", spec.paper), (f"features a {per}", size)]
     about.append(("parameters", f"{spec.parameters:,}"))
+    if scan:
+        about.append(("selective scan", scan))
     weights = [
         ("loaded", spec.weights_id),
         ("sha256", spec.weights_sha256),

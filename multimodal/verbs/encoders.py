@@ -1,4 +1,4 @@
-"""``genebold encoders``: list, show, verify and convert encoders and their checkpoints."""
+"""``genebold encoders``: list, show, verify and convert encoders; build the native kernels."""
 
 import difflib
 import json
@@ -23,6 +23,7 @@ def run(config: DictConfig) -> int:
         "show": _show,
         "verify": _verify,
         "convert": _convert,
+        "build": _build,
     }
     if config.action not in actions:
         raise InputError(_unknown_action(str(config.action)))
@@ -78,14 +79,18 @@ def _list(config: DictConfig) -> int:
 def _show(config: DictConfig) -> int:
     from encoders import load_encoder
     from encoders.catalogue import CATALOGUE, find_entry
+    from encoders.mamba import uses_scan
+    from encoders.selective_scan import library
 
     entry = CATALOGUE.get(config.name)
-    spec, reason = None, ""
+    spec, reason, scan = None, "", ""
     try:
         encoder = load_encoder(
             config.name, config.weights, config=_arguments(config), revision=config.revision
         )
         spec = encoder.spec
+        if uses_scan(encoder):
+            scan = library.describe()
         entry = entry or find_entry(config.name)
     except InputError as error:
         # An encoder that is nothing without weights can be shown, once its name is known.
@@ -96,7 +101,7 @@ def _show(config: DictConfig) -> int:
         content = {"spec": spec.as_dict() if spec else None, "published": asdict(entry)}
         say(json.dumps(content, indent=2))
     else:
-        say(show_page(config.name, entry, spec, reason))
+        say(show_page(config.name, entry, spec, reason, scan))
     return 0
 
 
@@ -137,6 +142,13 @@ def _convert(config: DictConfig) -> int:
     )
     if done.target.is_dir():
         say(f"genebold encoders verify {done.encoder} {done.target}")
+    return 0
+
+
+def _build(_: DictConfig) -> int:
+    from encoders.selective_scan import library
+
+    say(f"{library.build()}\n{library.describe()}")
     return 0
 
 

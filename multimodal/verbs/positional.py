@@ -15,6 +15,7 @@ WORDS = {
     "show": ("name",),
     "verify": ("name", "weights"),
     "convert": ("source", "target"),
+    "build": (),
 }
 """The actions of the verb, and the keys their words stand for, in order."""
 

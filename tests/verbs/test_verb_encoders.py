@@ -176,6 +176,23 @@ def test_mistakes_are_bad_input(encoders_verb: Command, words: list[str], said: 
     assert said in err
 
 
+def test_build_without_a_compiler_says_what_to_install(
+    encoders_verb: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    code, _, err = encoders_verb("build")
+    assert code == 2
+    assert "apt install g++" in err
+
+
+def test_show_says_what_the_scan_runs_on(encoders_verb: Command) -> None:
+    code, out, _ = encoders_verb("show", "caduceus_ph", f"config={json.dumps(TINY)}")
+    assert code == 0
+    assert "selective scan" in out
+    assert "selective scan" not in encoders_verb("show", "fc")[1]
+
+
 def test_words_are_spelt_out_and_overrides_stay() -> None:
     words = ["verify", "swift", "out/epoch=3.ckpt", "seed=3", "--cfg", "job", "hydra.verbose=true"]
     assert spell_out(words, ["--cfg"]) == [
