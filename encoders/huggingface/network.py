@@ -275,6 +275,8 @@ def _misfits(whole: Any, told: Mapping[str, Any], weights: Weights) -> list[Prob
     def matters(name: str) -> bool:
         return name.startswith(inner) and name.removeprefix(inner).split(".")[0] not in _BESIDE
 
+    # What older files hold and newer networks work out for themselves, such as positions.
+    derived = {name for name, _ in whole.named_buffers()}
     absent = {*told["missing_keys"], *_silently_missing(whole, weights)}
     problems = [
         Problem("tensor-missing", weights.id, f"no tensor {name}", "every tensor of the network")
@@ -295,7 +297,7 @@ def _misfits(whole: Any, told: Mapping[str, Any], weights: Weights) -> list[Prob
             "if it is a head's, name its class in the configuration: architectures",
         )
         for name in sorted(told["unexpected_keys"])
-        if not any(part in _BESIDE for part in name.split(".")[:2])
+        if name not in derived and not any(part in _BESIDE for part in name.split(".")[:2])
     ]
     errors = [*(told.get("error_msgs") or ()), *dict(told.get("conversion_errors") or {}).values()]
     return problems + [_refused(weights.id, error) for error in errors]
