@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from encoders.torch_files import first_line
 from encoders.weights import read_weights
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.vocab")
+# All that a tokenizer is made from, for its digest.
+_TOKENIZER_PARTS = (
+    *("tokenizer*.json", "vocab*", "merges.txt", "*.model"),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.vocab")
 _TOKENIZER_KEY = "AutoTokenizer"
 
@@ -31,7 +37,7 @@ class ModelFiles:
     weights : str or Path
         What `encoders.weights.read_weights` takes.
     revision : str or None
-        Commit of a hub id.
+        Commit of a hub id; of a path, what the reader of weights refuses.
     name : str
         For messages.
     config : dict
@@ -80,6 +86,14 @@ class ModelFiles:
                 Problem("tokenizer-damaged", str(self.folder), found, wanted)
             ) from error
 
+    def tokenizer_sha256(self) -> str:
+        """Return a digest over the names and bytes of the tokenizer's files."""
+        digest = hashlib.sha256()
+        for path in sorted({p for part in _TOKENIZER_PARTS for p in self.folder.glob(part)}):
+            content = path.read_bytes()
+            digest.update(f"{path.name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
+
 
 def find_model(weights: str | PathLike[str], revision: str | None) -> ModelFiles:
     """Find a model's folder; of a hub id, fetch all but the weights.
@@ -105,7 +119,7 @@ def find_model(weights: str | PathLike[str], revision: str | None) -> ModelFiles
         # The reader of weights has the words for it.
         read_weights(weights, revision=revision)
     config = {} if path.is_file() else _read_json(folder / "config.json")
-    return ModelFiles(folder, path, None, path.resolve().name, config)
+    return ModelFiles(folder, path, revision, path.resolve().name, config)
 
 
 def refuse_code(values: Mapping[str, Any], where: str, *, tokenizer: bool) -> None:

@@ -123,6 +123,8 @@ def _make_stored(
     refuse_code(values, f"{name}: config.json", tokenizer=False)
     arguments = make_config(values, given)
     tokenizer = _make_tokenizer(files, options, arguments, values)
+    if files is not None and options.tokenizer is None:
+        options = _pin_tokenizer(files, options)
     options = replace(options, pooling=find_pooling(tokenizer, options))
     checkpoint = (
         read_weights(source.weights, revision=source.revision)
@@ -146,8 +148,17 @@ def _make_tokenizer(
     return LibraryTokenizer(files.load_tokenizer(arguments), options.kmer, options.kmer_stride)
 
 
+def _pin_tokenizer(files: ModelFiles, options: Options) -> Options:
+    found = files.tokenizer_sha256()
+    if options.tokenizer_sha256 not in (None, found):
+        place, wanted = "config: tokenizer_sha256", f"{options.tokenizer_sha256}, as configured"
+        told = f"the tokenizer's files in {files.folder} have {found}"
+        raise InputError(Problem("tokenizer-differs", place, told, wanted))
+    return replace(options, tokenizer_sha256=found)
+
+
 def _make_spec(made: _Made, dim: int, max_length_bp: int | None) -> EncoderSpec:
-    random = made.licence == "none"
+    random = made.identity.startswith("random(")
     return EncoderSpec(
         name=NAME,
         modality="dna",

@@ -39,6 +39,9 @@ class Options:
     tokenizer : mapping or None
         A tokenizer of one token a base, for networks without one that can be used; see
         `encoders.huggingface.characters.CharacterTokenizer.from_mapping`.
+    tokenizer_sha256 : str or None
+        Digest of the tokenizer's files, which must then be theirs. An encoder's spec has it, so
+        that features of another tokenizer are not taken for its own.
     """
 
     hidden_layer: int | None = None
@@ -48,6 +51,7 @@ class Options:
     kmer_stride: int = 1
     max_length_bp: int | None = None
     tokenizer: Mapping[str, Any] | None = None
+    tokenizer_sha256: str | None = None
 
     def as_given(self) -> dict[str, Any]:
         """Return the settings that are not the default, as plain values."""
@@ -91,6 +95,7 @@ _WANTED = {
     "kmer_stride": "a whole number of bases above 0",
     "max_length_bp": "a whole number of bases above 0, or null",
     "tokenizer": "a mapping with the key letters, or null",
+    "tokenizer_sha256": "64 hexadecimal digits, or null",
 }
 
 
@@ -101,6 +106,8 @@ def _fits(name: str, value: Any) -> bool:
         return value is None or value in POOLINGS
     if name == "tokenizer":
         return value is None or isinstance(value, Mapping)
+    if name == "tokenizer_sha256":
+        return value is None or isinstance(value, str)
     if value is None:
         return name != "kmer_stride"
     whole = isinstance(value, int) and not isinstance(value, bool)

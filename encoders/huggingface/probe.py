@@ -38,6 +38,9 @@ def find_pooling(tokenizer: DnaTokenizer, options: Options) -> str:
     plain = tokenizer.encode(PROBE)
     if isinstance(tokenizer, LibraryTokenizer) and tokenizer.count_unknown(plain):
         raise InputError(_unknown(tokenizer, plain))
+    for letter in "ACGT":
+        # A letter that a tokenizer passes over has no tokens, and raises.
+        tokenizer.encode(letter * max(8, getattr(tokenizer, "kmer", None) or 0))
     aligned = plain.start is not None and tokenizer.encode(_PROBE_WITH_N).start is not None
     if options.pooling == "bases" and not aligned:
         raise InputError(

@@ -226,6 +226,17 @@ def test_a_model_without_a_tokenizer_wants_one_described(bert: Path) -> None:
     assert codes(refusal(bert, {"tokenizer": {"letters": far}})) == ["token-unknown-to-network"]
 
 
+def test_a_tokenizer_that_passes_over_a_letter_is_refused(bert: Path) -> None:
+    def forget(values: dict[str, Any]) -> None:
+        vocabulary = {t: i for t, i in values["model"]["vocab"].items() if t != "T"}
+        values["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
+
+    change_json(bert / "tokenizer.json", forget)
+    error = refusal(bert)
+    assert codes(error) == ["window-without-tokens"]
+    assert "TTTTTTTT" in str(error)
+
+
 def test_tokenizers_that_do_not_know_dna_are_refused(tmp_path: Path) -> None:
     save_network(tmp_path, "bert", vocab_size=80)
     save_words(tmp_path, 3)
@@ -235,6 +246,9 @@ def test_tokenizers_that_do_not_know_dna_are_refused(tmp_path: Path) -> None:
     assert codes(refusal(tmp_path, {"kmer": 4})) == ["tokenizer-not-dna"]
     strided = load(tmp_path, {"kmer": 3, "kmer_stride": 2})
     assert features(strided).shape == (2, 16, 2)
+    spec = strided.spec.config
+    assert load(tmp_path, spec).spec.config == spec
+    assert codes(refusal(tmp_path, {**spec, "tokenizer_sha256": "0" * 64})) == ["tokenizer-differs"]
     (tmp_path / "tokenizer.json").write_text("{")
     assert codes(refusal(tmp_path, {"kmer": 3})) == ["tokenizer-damaged"]
 
@@ -312,6 +326,7 @@ def test_hub_ids_are_pinned_to_their_commit(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     assert codes(refusal("owner/name")) == ["weights-hub"]
     assert codes(refusal(str(tmp_path / "no" / "such"))) == ["weights-missing"]
+    assert codes(refusal(snapshot, revision="v1")) == ["revision-of-a-path"]
 
 
 def test_a_missing_or_old_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
