@@ -34,8 +34,8 @@ class BuildKernels(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """Put what was built beside its package, for editable installs."""
-        built = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]
-        if built:
+        names = [self.get_ext_filename(self.get_ext_fullname(ext.name)) for ext in self.extensions]
+        if all(Path(self.build_lib, name).exists() for name in names):
             super().copy_extensions_to_source()
 
     def _say(self, error: Exception) -> None:
