@@ -27,14 +27,14 @@ from multimodal.latent.table import Latents, write_latents
 from multimodal.verbs.console import Stages, say, table
 from multimodal.verbs.encode import encode, preparation
 from multimodal.verbs.pipeline import Joint, Preparation, join
-from multimodal.verbs.record import update_metrics, versions, write_json
-from multimodal.verbs.settings import cohort_paths, flag, options, plain
+from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
+from multimodal.verbs.settings import flag, options, plain
 
 
 def run(config: DictConfig) -> int:
     """Encode what is missing, train, and leave bundle, latents, split and metrics behind."""
     stages = Stages()
-    cohort = read_cohort(cohort_paths(config.cohort))
+    cohort = read_cohort(paths_of_run(config))
     align(config, cohort, stages)
     return 0
 

@@ -8,7 +8,8 @@ from encoders.errors import InputError, Problem
 from multimodal.cohort.table import Cohort, read_cohort
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.pipeline import Preparation, load_side
-from multimodal.verbs.settings import cohort_paths, plain
+from multimodal.verbs.record import paths_of_run
+from multimodal.verbs.settings import plain
 
 SIDES = ("dna", "brain")
 
@@ -19,7 +20,7 @@ def run(config: DictConfig) -> int:
     unknown = [side for side in sides if side not in SIDES]
     if unknown or not sides:
         raise InputError(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
-    cohort = read_cohort(cohort_paths(config.cohort))
+    cohort = read_cohort(paths_of_run(config))
     stores = encode(cohort, preparation(config), Stages(), sides)
     for side, store in stores.items():
         say(f"{side} features are in {store}")

@@ -6,8 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from encoders.errors import InputError, Problem
+from multimodal.bold.bids import natural_key
 from multimodal.cohort.atomic import write_text
+from multimodal.cohort.table import CohortPaths
+from multimodal.verbs.console import say
+from multimodal.verbs.settings import cohort_paths, named_paths
 
 FILE = "run.json"
 _PACKAGES = ("genebold", "torch", "lightning", "numpy", "nilearn", "cyvcf2", "pysam")
@@ -44,6 +50,41 @@ def read_record(output_dir: Path) -> dict[str, Any]:
         )
     record: dict[str, Any] = json.loads(file.read_text())
     return record
+
+
+def paths_of_run(config: DictConfig) -> CohortPaths:
+    """Return the cohort's files: those of the settings, else those the run was aligned with before.
+
+    A cohort that lies elsewhere is named once: where no folder was chosen and `run_dir` holds
+    none, ``run.json`` says which it was. Files named one by one go over those it says.
+
+    Parameters
+    ----------
+    config : DictConfig
+        With ``run_dir`` and ``cohort``.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, and nothing to remember.
+    """
+    run_dir = Path(config.run_dir)
+    standard = run_dir / "cohort"
+    if config.cohort.dir is None or Path(config.cohort.dir) != standard or standard.exists():
+        return cohort_paths(config.cohort)
+    file = _last_record(run_dir)
+    if file is None:
+        return cohort_paths(config.cohort)
+    recorded = json.loads(file.read_text())["cohort"]
+    say(f"{'cohort':<10} the one of {file}: {recorded['participants']}")
+    return CohortPaths().with_paths(**recorded).with_paths(**named_paths(config.cohort))
+
+
+def _last_record(run_dir: Path) -> Path | None:
+    """Return the newest ``run.json``; an alignment not finished yet has set the last one aside."""
+    aside = sorted(run_dir.glob("previous-*"), key=lambda folder: natural_key(folder.name))
+    files = [folder / FILE for folder in (run_dir, *reversed(aside))]
+    return next((file for file in files if file.is_file()), None)
 
 
 def update_metrics(output_dir: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,16 @@ def cohort_paths(section: DictConfig) -> CohortPaths:
         No such folder.
     """
     folder = section.dir
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(
+            Problem(
+                "cohort-folder",
+                str(folder),
+                "no such folder",
+                "a cohort folder, with participants.tsv in it",
+                "say where yours lies: cohort.dir=DIR",
+            )
+        )
     standard = CohortPaths() if folder is None else CohortPaths.from_dir(folder)
     return standard.with_paths(**named_paths(section))
 
@@ -115,8 +125,8 @@ def cohort_paths(section: DictConfig) -> CohortPaths:
 def named_paths(section: DictConfig) -> dict[str, Path]:
     """Return the files that a ``cohort`` section names one by one."""
     values = plain(section)
-    values.pop("dir")
-    return {name: Path(value) for name, value in values.items() if value is not None}
+    known = (field.name for field in dataclasses.fields(CohortPaths))
+    return {name: Path(values[name]) for name in known if values.get(name) is not None}
 
 
 def flag(value: Any, key: str) -> bool:
