@@ -19,7 +19,7 @@ _MISSING_ELSEWHERE = ("na", "nan", "#n/a", "null", "none", ".")
 # PLINK's family of those who have none.
 _NO_FAMILY = "0"
 
-_STANDARD_NAMES = {
+STANDARD_NAMES = {
     "participants": ("participants.tsv",),
     "kinship": ("kinship.tsv", "kinship.kin0"),
     "genotypes": ("genotypes.vcf.gz", "genotypes.bcf"),
@@ -29,6 +29,7 @@ _STANDARD_NAMES = {
     "atlas": ("atlas.nii.gz", "atlas.nii"),
     "atlas_table": ("atlas.tsv",),
 }
+"""What a file is called in a cohort folder, by field of `CohortPaths`; the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class CohortPaths:
             )
         found = {
             field: next((folder / name for name in names if (folder / name).exists()), None)
-            for field, names in _STANDARD_NAMES.items()
+            for field, names in STANDARD_NAMES.items()
         }
         return cls(**found).with_paths(**overrides)
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
 from multimodal.bold.options import BoldOptions
+from multimodal.cohort.near_misses import find_missing_parts, find_near_misses
 from multimodal.cohort.table import Cohort, CohortPaths, find_table_problems, read_cohort
 from multimodal.features.options import GenomeOptions
 from multimodal.verbs.console import say, table, warn
@@ -48,8 +49,22 @@ def check(
     warnings, summary = _check_genome(paths, cohort, genome, problems)
     summary += _check_bold(paths, cohort, bold, brain, problems)
     problems += _check_features(how, dna, brain, genome, bold)
+    problems, missing = _with_missing_files(problems, config.cohort.dir, paths)
     rows = [["participants", len(cohort.participants)], *summary] if cohort else summary
-    return list(dict.fromkeys(problems)), warnings, rows
+    return list(dict.fromkeys(problems)), [*missing, *warnings], rows
+
+
+def _with_missing_files(
+    problems: list[Problem], folder: str | None, paths: CohortPaths
+) -> tuple[list[Problem], list[Problem]]:
+    """Add what is not there; a file that lies there by another name is told once, by that name."""
+    near = find_near_misses(folder, paths) if folder is not None else {}
+    absent, warnings = find_missing_parts(folder, paths)
+    explained = {f"cohort.{field}" for field in near}
+    if {"genotypes", "bold"} & set(near):
+        explained.add("cohort")
+    kept = [p for p in [*problems, *absent] if not (p.where in explained and "no " in p.found)]
+    return [*near.values(), *kept], [p for p in warnings if p.where not in explained]
 
 
 def _collect(problems: list[Problem], step: Callable[[], Any]) -> Any:
@@ -127,6 +142,8 @@ def _check_genome(
         filters=genome.filters,
     )
     problems += survey.problems
+    if paths.genotypes is None:
+        return survey.warnings, [["genomes", "none"]]
     missing = int(survey.missing.sum())
     return survey.warnings, [
         ["genomes", len(survey.samples)],

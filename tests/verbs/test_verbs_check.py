@@ -4,6 +4,7 @@ import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,16 @@ DNA = "dna.config={d_model: 16, n_layer: 1}"
 
 
 def found_in(cohort: Path, *overrides: str) -> list[Problem]:
+    return looked_at(cohort, *overrides)[0]
+
+
+def warned_of(cohort: Path, *overrides: str) -> list[Problem]:
+    return looked_at(cohort, *overrides)[1]
+
+
+def looked_at(
+    cohort: Path, *overrides: str
+) -> tuple[list[Problem], list[Problem], list[list[Any]]]:
     from hydra import compose, initialize_config_dir
 
     from multimodal.cli import config_dir
@@ -27,7 +38,7 @@ def found_in(cohort: Path, *overrides: str) -> list[Problem]:
     words = [f"cohort.dir={cohort}", f"run_dir={cohort.parent}", DNA, *overrides]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("check", overrides=words)
-    return check(config, CohortPaths.from_dir(cohort))[0]
+    return check(config, CohortPaths.from_dir(cohort))
 
 
 def runs(cohort: Path) -> list[Path]:
@@ -69,7 +80,31 @@ def one(problems: list[Problem], *needles: str) -> Problem:
 
 
 def test_a_good_cohort_has_no_problem(finished_cohort: Path) -> None:
-    assert found_in(finished_cohort) == []
+    problems, warnings, _ = looked_at(finished_cohort)
+    assert (problems, warnings) == ([], [])
+
+
+def test_a_vcf_that_is_not_compressed_is_a_problem(cohort: Path) -> None:
+    with gzip.open(cohort / "genotypes.vcf.gz", "rt") as file:
+        (cohort / "genotypes.vcf").write_text(file.read())
+    for path in cohort.glob("genotypes.vcf.gz*"):
+        path.unlink()
+    (cohort / "atlas.nii.gz").rename(cohort / "atlas_parcels.nii.gz")
+    problems = found_in(cohort)
+    assert len(problems) == 2
+    assert one(problems, "genotypes.vcf:", "bgzip", "tabix -p vcf")
+    assert one(problems, f"set cohort.atlas={cohort / 'atlas_parcels.nii.gz'}")
+
+
+def test_a_cohort_of_one_side_is_said_to_be_one(cohort: Path) -> None:
+    for path in cohort.glob("genotypes.vcf.gz*"):
+        path.unlink()
+    problems, warnings, summary = looked_at(cohort)
+    assert problems == []
+    assert one(warnings, "no genotypes: align needs both sides")
+    assert ["genomes", "none"] in summary
+    shutil.rmtree(cohort / "derivatives")
+    assert one(found_in(cohort), "no genotypes and no BOLD")
 
 
 def test_everything_wrong_is_found_in_one_pass(cohort: Path) -> None:
