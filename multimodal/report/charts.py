@@ -77,7 +77,7 @@ def line_chart(
     level : float, optional
         Height to draw a dotted chance line at.
     """
-    height = 230
+    height, top = 236, _TOP + 20
     points = {
         name: [
             (a, b)
@@ -96,7 +96,7 @@ def line_chart(
     )
     left, right = min(a for a, _ in every), max(a for a, _ in every)
     x = _scale(left, right if right > left else left + 1, _LEFT, WIDTH - _RIGHT)
-    y = _scale(low, high, height - _BOTTOM, _TOP + 14)
+    y = _scale(low, high, height - _BOTTOM, top)
     parts = [*_x_axis(x, left, right, height, x_label), *_y_axis(y, low, high)]
     if level is not None:
         parts.append(
@@ -104,13 +104,11 @@ def line_chart(
             f'y2="{y(level):.1f}"/>'
         )
     if mark is not None and left <= mark <= right:
-        anchor = "end" if x(mark) > WIDTH * 0.6 else "start"
-        nudge = -4 if anchor == "end" else 4
         parts += [
-            f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{_TOP + 14}" '
+            f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{top}" '
             f'y2="{height - _BOTTOM}"/>',
-            f'<text class="tick" x="{x(mark) + nudge:.1f}" y="{height - _BOTTOM - 6}" '
-            f'text-anchor="{anchor}">{escape(mark_label)}</text>',
+            f'<text class="tick" x="{x(mark):.1f}" y="{top - 4}" '
+            f'text-anchor="middle">{escape(mark_label)}</text>',
         ]
     said = []
     place = float(_LEFT)
@@ -170,23 +168,33 @@ def forest(rows: Sequence[tuple[str, float, Sequence[float], bool]], title: str)
     return _svg(height, title, "; ".join(said) + ". Chance is 0.5.", parts, width=width)
 
 
-def bars(values: Mapping[str, float], title: str, *, unit: str = "") -> str:
-    """Horizontal bars with their values."""
+def bars(
+    values: Mapping[str, float],
+    title: str,
+    *,
+    unit: str = "",
+    instead: Mapping[str, str] | None = None,
+) -> str:
+    """Horizontal bars with their values, or with the words `instead` has for some."""
+    instead = instead or {}
     step, name_width, width = 24, 130, WIDTH
     height = 8 + step * len(values)
     x = _scale(0, max([*values.values(), 1e-9]), name_width, width - 70)
     parts = []
     for number, (name, value) in enumerate(values.items()):
         top = 4 + step * number
-        shown = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+        number_shown = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+        shown = escape(instead.get(name, f"{number_shown}{unit}"))
         parts += [
             f'<text class="name" x="{name_width - 10}" y="{top + 15}" text-anchor="end">'
             f"{escape(_short(name, 18))}</text>",
             f'<rect class="bar" x="{name_width}" y="{top + 4}" '
             f'width="{max(x(value) - name_width, 1):.1f}" height="{step - 9}" rx="2"/>',
-            f'<text class="tick" x="{x(value) + 6:.1f}" y="{top + 15}">{shown}{unit}</text>',
+            f'<text class="tick" x="{x(value) + 6:.1f}" y="{top + 15}">{shown}</text>',
         ]
-    said = "; ".join(f"{name} {value:,.4g}{unit}" for name, value in values.items())
+    said = "; ".join(
+        f"{name} {instead.get(name, f'{value:,.4g}{unit}')}" for name, value in values.items()
+    )
     return _svg(height, title, said + ".", parts, width=width)
 
 

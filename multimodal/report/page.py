@@ -8,26 +8,18 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from multimodal.cohort.atomic import write_text
-from multimodal.report.charts import bars, forest, line_chart, null_histogram
+from multimodal.evaluate.unmatched import without_matching
+from multimodal.report.charts import bars
 from multimodal.report.inputs import ReportInputs, read_inputs
-from multimodal.report.verdict import LEVEL, judge, show_p
+from multimodal.report.provenance import random_seed, warnings
+from multimodal.report.results import results
+from multimodal.report.training import training_charts, training_gain
+from multimodal.report.verdict import LEVEL, judge, listed, show_p, strata_in
 
 FILE = "report.html"
-KINDS = {"raw": "all candidates", "matched": "matched candidates"}
-DIRECTIONS = {"gene_to_brain": "gene → brain", "brain_to_gene": "brain → gene"}
-CONTROLS = {
-    "covariates_only": "covariates instead of the genome",
-    "reference_genome": "everybody given the reference genome",
-}
-METRICS = {
-    "recall@1": "recall@1",
-    "recall@5": "recall@5",
-    "recall@10": "recall@10",
-    "mean_rank_percentile": "mean rank percentile",
-    "median_rank": "median rank",
-    "mrr": "MRR",
-}
 _SETTINGS = ("dna", "brain", "genome", "bold", "align", "split", "evaluation", "covariates")
+# A stage that finds its results ready takes milliseconds, and would be shown as 0.0 s.
+_RESUMED_BELOW_S = 0.05
 _COUNTS = {
     "participants": "participants",
     "families": "families with relatives",
@@ -75,29 +67,43 @@ def render(inputs: ReportInputs) -> str:
     environment.filters["number"] = _number
     environment.filters["p"] = _p
     source = files("multimodal.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    metrics = _known(inputs.metrics)
+    metrics = _evaluation(inputs)
+    strata = strata_in(metrics)
     return environment.from_string(source).render(
         verdict=judge(metrics),
         level=LEVEL,
-        cards=_cards(metrics),
-        method=_method(metrics),
-        nulls=_nulls(metrics),
-        forest=_forest(metrics),
-        tables=_tables(metrics),
-        controls=_controls(metrics),
-        galleries=metrics.get("galleries") or {},
-        kinds=KINDS,
+        matching=_matching(strata),
+        **results(metrics),
+        warnings=warnings(inputs.metrics, inputs.record),
         cohort=_cohort(metrics.get("cohort") or {}),
-        training=_training(inputs),
+        training=training_charts(inputs),
+        gain=training_gain(inputs),
         record=inputs.record,
         encoders=_encoders(inputs.record),
-        settings=_settings(inputs.record),
-        stages=bars(metrics["stages"], "Seconds per stage", unit=" s")
-        if metrics.get("stages")
-        else "",
-        seconds=sum((metrics.get("stages") or {}).values()),
+        settings=_settings({**inputs.record, "evaluation": metrics["settings"]}),
+        **_stages(metrics.get("stages") or {}),
         missing=inputs.missing,
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _evaluation(inputs: ReportInputs) -> dict[str, Any]:
+    """Metrics with the settings they were made by, and nothing matched that was not.
+
+    What `evaluate` did not record itself is as `align` was told.
+    """
+    settings = inputs.metrics.get("settings") or inputs.record.get("evaluation") or {}
+    metrics = {**inputs.metrics, "settings": settings}
+    return _known(without_matching(metrics) if strata_in(metrics) == [] else metrics)
+
+
+def _matching(strata: list[str] | None) -> str:
+    if strata == []:
+        return "No covariates were matched: the strata of this evaluation are empty."
+    same = f"the same {listed(strata)}" if strata else "one stratum"
+    return (
+        f"In the matched galleries only people of {same} compete, so these cannot make a pair "
+        "look right."
     )
 
 
@@ -108,129 +114,6 @@ def _known(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def _cards(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    cards = []
-    for kind, title in KINDS.items():
-        test = (metrics.get("permutation") or {}).get(kind) or {}
-        if test.get("p") is not None:
-            notes = []
-            if test.get("statistic") is not None:
-                notes.append(f"mean rank percentile {test['statistic']:.3f}, chance 0.500")
-            if test.get("n") is not None:
-                notes.append(f"{test['n']:,} subjects")
-            value = f"p = {show_p(test['p'])}"
-            cards.append({"title": title, "value": value, "note": "; ".join(notes)})
-    retrieval = (metrics.get("retrieval") or {}).get("raw") or {}
-    found = [retrieval[way] for way in DIRECTIONS if "recall@10" in retrieval.get(way, {})]
-    if found:
-        mean = sum(part["recall@10"] for part in found) / len(found)
-        chance = (found[0].get("chance") or {}).get("recall@10")
-        cards.append(
-            {
-                "title": "recall@10, all candidates",
-                "value": f"{100 * mean:.1f}%",
-                "note": "" if chance is None else f"{100 * chance:.1f}% by chance",
-            }
-        )
-    return cards
-
-
-def _method(metrics: dict[str, Any]) -> str:
-    if metrics.get("method") == "crossfit":
-        folds = f"{metrics['folds']}-fold cross-fitting" if "folds" in metrics else "Cross-fitting"
-        return (
-            f"{folds}: everybody was tested once, by towers trained "
-            "without them and their relatives. The null is widened for what the folds' towers "
-            "share."
-        )
-    if metrics.get("method") == "heldout":
-        return (
-            "One held-out split: the tested subjects and their relatives took no part in training."
-        )
-    return ""
-
-
-def _blocks(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The genome's results and the covariates-only control's, by title."""
-    blocks = {"genome": metrics}
-    control = (metrics.get("controls") or {}).get("covariates_only")
-    if control:
-        blocks["covariates only"] = control
-    return blocks
-
-
-def _nulls(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    for name, block in _blocks(metrics).items():
-        for kind, title in KINDS.items():
-            test = (block.get("permutation") or {}).get(kind)
-            null = (block.get("null") or {}).get(kind) or {}
-            if not test:
-                continue
-            drawn = {"edges", "counts", "statistic"} <= null.keys()
-            label = f"{name}, {title}"
-            found.append(
-                {
-                    "name": name,
-                    "title": title,
-                    "p": test.get("p"),
-                    "permutations": test.get("permutations"),
-                    "reason": test.get("reason") or "",
-                    "chart": null_histogram(null, label, test.get("p")) if drawn else "",
-                }
-            )
-    return found
-
-
-def _forest(metrics: dict[str, Any]) -> str:
-    rows = []
-    for name, block in _blocks(metrics).items():
-        for kind in KINDS:
-            for way, title in DIRECTIONS.items():
-                found = ((block.get("retrieval") or {}).get(kind) or {}).get(way) or {}
-                interval = (found.get("interval") or {}).get("mean_rank_percentile")
-                value = found.get("mean_rank_percentile")
-                if interval and value is not None:
-                    label = f"{name}, {kind}, {title}"
-                    rows.append((label, float(value), interval, name != "genome"))
-    return forest(rows, "Mean rank percentiles with their intervals") if rows else ""
-
-
-def _tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    tables = []
-    for kind, title in KINDS.items():
-        block = (metrics.get("retrieval") or {}).get(kind) or {}
-        ways = {name: block[way] for way, name in DIRECTIONS.items() if block.get(way, {}).get("n")}
-        if not ways:
-            continue
-        first = next(iter(ways.values()))
-        rows = [
-            {
-                "name": name,
-                "chance": (first.get("chance") or {}).get(metric),
-                "cells": [
-                    (part.get(metric), (part.get("interval") or {}).get(metric))
-                    for part in ways.values()
-                ],
-            }
-            for metric, name in METRICS.items()
-        ]
-        level = first.get("interval_level", 0.95)
-        tables.append({"title": title, "ways": list(ways), "rows": rows, "level": level})
-    return tables
-
-
-def _controls(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    sides = {"genome": metrics, **(metrics.get("controls") or {})}
-    for name, block in sides.items():
-        for kind, title in KINDS.items():
-            test = (block.get("permutation") or {}).get(kind)
-            if test:
-                rows.append({"name": CONTROLS.get(name, name), "kind": title, "test": test})
-    return rows
 
 
 def _cohort(cohort: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,28 +129,14 @@ def _cohort(cohort: Mapping[str, Any]) -> dict[str, Any]:
     return {"counts": counts, "groups": groups}
 
 
-def _training(inputs: ReportInputs) -> list[str]:
-    history = inputs.history
-    epochs = history.get("epoch")
-    if not epochs:
-        return []
-    best = inputs.record.get("best_epoch")
-    common: dict[str, Any] = {
-        "x_label": "epoch",
-        "mark": None if best is None else float(best),
-        "mark_label": "kept",
-    }
-    losses = {
-        label: history[name]
-        for name, label in (("train_loss", "training"), ("val_loss", "validation"))
-        if name in history
-    }
-    charts = [line_chart(epochs, losses, "Contrastive loss", **common)]
-    if "val_percentile" in history:
-        ranks = {"validation": history["val_percentile"]}
-        title = "Mean rank percentile while training"
-        charts.append(line_chart(epochs, ranks, title, level=0.5, **common))
-    return [chart for chart in charts if chart]
+def _stages(seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The chart of the stages, and the seconds of those that had something to do."""
+    if not seconds:
+        return {}
+    resumed = {name for name, value in seconds.items() if value < _RESUMED_BELOW_S}
+    chart = bars(seconds, "Seconds per stage", unit=" s", instead=dict.fromkeys(resumed, "resumed"))
+    took = sum(value for name, value in seconds.items() if name not in resumed)
+    return {"stages": chart, "seconds": took, "resumed": bool(resumed)}
 
 
 def _encoders(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -275,11 +144,14 @@ def _encoders(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for side, spec in (record.get("encoders") or {}).items():
         if not isinstance(spec, dict):
             continue
+        weights = str(spec.get("weights_id") or "none")
+        seed = random_seed(weights)
         rows.append(
             {
                 "side": {"dna": "DNA", "brain": "brain"}.get(side, side),
                 "name": spec.get("name", "?"),
-                "weights": _without_folders(spec.get("weights_id") or "none"),
+                "weights": _without_folders(weights) if seed is None else f"random, seed {seed}",
+                "random": seed is not None,
                 "digest": str(spec.get("weights_sha256") or "")[:12],
                 "parameters": spec.get("parameters"),
                 "dim": spec.get("feature_dim"),

@@ -1,5 +1,6 @@
 """The outcome of a run in plain words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,13 +31,18 @@ def judge(metrics: dict[str, Any]) -> Verdict:
     """Turn the permutation tests of ``metrics.json`` into a verdict.
 
     The matched test decides; the raw test and the covariates-only control say how to read it.
+    ``settings.strata`` names what was matched; an empty list is no matching at all, whatever the
+    matched blocks hold.
     """
     tests = metrics.get("permutation") or {}
     raw, matched = (tests.get(kind) or {} for kind in ("raw", "matched"))
+    strata = strata_in(metrics)
+    if raw.get("p") is not None and strata == []:
+        return _nothing_matched(raw)
     if matched.get("p") is None:
-        return _without_matched(raw, matched)
+        return _without_matched(raw, matched, strata)
     if matched["p"] > LEVEL:
-        return _not_found(raw, matched)
+        return _not_found(raw, matched, strata)
     control = ((metrics.get("controls") or {}).get("covariates_only") or {}).get(
         "permutation"
     ) or {}
@@ -49,12 +55,25 @@ def judge(metrics: dict[str, Any]) -> Verdict:
             f"of the genome reaches p = {show_p(control_p)}. Matching is too coarse, or a "
             "covariate that is not matched (age, motion, a finer ancestry) tells people apart.",
         )
+    alike = f"of the same {listed(strata)}" if strata else "alike in the matched covariates"
     return Verdict(
         "found",
-        "Genomes find their own brains better than chance, among people alike in the matched "
-        "covariates.",
+        f"Genomes find their own brains better than chance, among people {alike}.",
         f"Among matched candidates {_says(matched)}.",
     )
+
+
+def strata_in(metrics: dict[str, Any]) -> list[str] | None:
+    """Return what candidates were matched on; None where nothing says it."""
+    strata = (metrics.get("settings") or {}).get("strata")
+    return None if strata is None else [str(name) for name in strata]
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Join names as a sentence does: ``sex, site and ancestry``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def show_p(p: float) -> str:
@@ -74,12 +93,12 @@ def _says(test: dict[str, Any]) -> str:
     )
 
 
-def _not_found(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
+def _not_found(raw: dict[str, Any], matched: dict[str, Any], strata: list[str] | None) -> Verdict:
     if raw.get("p") is not None and raw["p"] <= LEVEL:
         return Verdict(
             "warned",
             "Above chance only until candidates are matched: what looks like alignment here may be "
-            "sex, site or ancestry.",
+            f"{_confounds(strata)}.",
             f"Among all candidates {_says(raw)}; among matched candidates {_says(matched)}.",
         )
     return Verdict(
@@ -90,7 +109,27 @@ def _not_found(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
     )
 
 
-def _without_matched(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
+def _nothing_matched(raw: dict[str, Any]) -> Verdict:
+    if raw["p"] > LEVEL:
+        return Verdict(
+            "none",
+            "No evidence that genomes find their own brains better than chance, even without "
+            "matching.",
+            f"Among all candidates {_says(raw)}. An effect too small for this cohort cannot be "
+            "told from none.",
+        )
+    return Verdict(
+        "warned",
+        "Above chance among all candidates, but not matched: what looks like alignment here may be "
+        "sex, site or ancestry.",
+        f"Among all candidates {_says(raw)}. Nothing was matched (evaluation.strata is empty); "
+        "name strata and run genebold evaluate again to decide.",
+    )
+
+
+def _without_matched(
+    raw: dict[str, Any], matched: dict[str, Any], strata: list[str] | None
+) -> Verdict:
     if raw.get("p") is None:
         return Verdict(
             "open",
@@ -98,8 +137,14 @@ def _without_matched(raw: dict[str, Any], matched: dict[str, Any]) -> Verdict:
             "Run genebold evaluate to test retrieval against its permutation null.",
         )
     reason = matched.get("reason") or "there is no matched gallery"
+    confounds = _confounds(strata)
     return Verdict(
         "open",
         "Not decided: candidates could not be matched.",
-        f"Among all candidates {_says(raw)}, but {reason}. Sex, site and ancestry may explain it.",
+        f"Among all candidates {_says(raw)}, but {reason}. "
+        f"{confounds[0].upper()}{confounds[1:]} may explain it.",
     )
+
+
+def _confounds(strata: list[str] | None) -> str:
+    return listed(strata or ["sex", "site", "ancestry"], last="or")

@@ -165,6 +165,110 @@ def test_verdict_of_a_real_evaluation() -> None:
     assert judge({}).tone == "open"
 
 
+STRATA = ["sex", "site", "ancestry"]
+
+
+def test_the_headline_names_what_was_matched() -> None:
+    found = {**outcome(0.001, 0.001), "settings": {"strata": STRATA}}
+    assert "among people of the same sex, site and ancestry." in judge(found).headline
+    found["settings"] = {"strata": ["handedness"]}
+    assert "among people of the same handedness." in judge(found).headline
+    confounded = {**outcome(0.001, 0.4), "settings": {"strata": ["sex", "coil"]}}
+    assert judge(confounded).headline.endswith("may be sex or coil.")
+
+
+@pytest.mark.parametrize(("raw_p", "tone"), [(0.001, "warned"), (0.4, "none")])
+def test_empty_strata_are_no_matching(raw_p: float, tone: str) -> None:
+    verdict = judge({**outcome(raw_p, raw_p), "settings": {"strata": []}})
+    assert verdict.tone == tone
+    assert "among people" not in verdict.headline
+    assert "match" in verdict.headline
+
+
+def test_a_page_without_strata_has_no_matched_results(tmp_path: Path) -> None:
+    found = {**metrics(signal=0.8, strata=1), "settings": {"strata": []}}
+    html = page_of(write_run(tmp_path, metrics=found))
+    assert "No covariates were matched" in html
+    assert html.count("Not tested: evaluation.strata is empty") == 2
+    assert "<caption>Matched candidates" not in html
+    assert "Null distribution, genome, matched" not in html
+    assert "genome, matched, gene" not in html
+
+
+def test_strata_of_an_alignment_stand_in_until_it_is_evaluated(tmp_path: Path) -> None:
+    html = render(
+        ReportInputs(metrics(signal=0.8), {**record(), "evaluation": {"strata": STRATA}}, {})
+    )
+    assert "of the same sex, site and ancestry" in html
+
+
+def test_the_page_shows_the_settings_of_the_evaluation_it_shows() -> None:
+    aligned = {**record(), "evaluation": {"strata": STRATA, "permutations": 9998}}
+    found = {**metrics(), "settings": {"strata": ["sex", "ancestry"], "permutations": 199}}
+    html = render(ReportInputs(found, aligned, {}))
+    assert "<dt>permutations</dt><dd>199</dd>" in html
+    assert "<dt>strata</dt><dd>sex, ancestry</dd>" in html
+    assert "9998" not in html
+
+
+def test_galleries_that_are_not_there_are_none(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path, metrics=metrics(strata=40)))
+    assert "0 to 0" not in html
+    assert "none: all" in html
+
+
+def test_a_recall_that_cannot_miss_is_left_out(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path, metrics=metrics(strata=8)))
+    raw, matched = html[html.index("<caption>All") :].split("<caption>Matched")
+    matched = matched[: matched.index("</table>")]
+    assert 'scope="row">recall@10' in raw
+    assert 'scope="row">recall@1<' in matched
+    assert 'scope="row">recall@5' not in matched
+    assert 'scope="row">recall@10' not in matched
+    assert "recall@5 and recall@10 are left out: no gallery has more than 5 candidates" in html
+
+
+def test_stages_that_were_resumed_add_nothing(tmp_path: Path) -> None:
+    found = {**metrics(), "stages": {"encode dna": 0.01, "align": 3.0}}
+    html = page_of(write_run(tmp_path, metrics=found))
+    assert "encode dna resumed; align 3 s" in html
+    assert "3 s in all, without what was resumed" in html
+    assert "without what was resumed" not in page_of(write_run(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize(
+    ("best", "start", "words"),
+    [
+        (2, "cca", "raised the validation percentile of the CCA start: 0.500 at the start, 0.600"),
+        (1, "random", "lowered the validation percentile of the random start"),
+        (0, "cca", "added nothing to the CCA start: the kept epoch is the start itself"),
+        (3, "cca", "added nothing to the validation percentile of the CCA start: 0.500"),
+    ],
+)
+def test_the_page_says_what_training_added(best: int, start: str, words: str) -> None:
+    told = {**record(), "best_epoch": best, "align": {"start": start}}
+    history = {"epoch": [0.0, 1.0, 2.0, 3.0], "val_percentile": [0.5, 0.4, 0.6, 0.50001]}
+    assert words in render(ReportInputs({}, told, history))
+    nothing = {"epoch": [0.0, 1.0, 2.0], "train_loss": [2.0, 1.0, 0.5]}
+    assert "Contrastive training" not in render(ReportInputs({}, told, nothing))
+
+
+@pytest.mark.parametrize("kept", [0.0, 2.0, 4.0])
+def test_the_label_of_the_kept_epoch_stands_clear_of_curves_and_legend(kept: float) -> None:
+    chart = line_chart(
+        [0.0, 2.0, 4.0], {"loss": [3.0, 1.0, 3.0]}, "loss", x_label="epoch", mark=kept,
+        mark_label="kept",
+    )  # fmt: skip
+    label = re.search(r'y="([\d.]+)" text-anchor="middle">kept', chart)
+    legend = re.search(r'y="([\d.]+)">loss', chart)
+    points = re.search(r'<polyline[^>]*points="([^"]*)"', chart)
+    assert label
+    assert legend
+    assert points
+    highest = min(float(point.split(",")[1]) for point in points[1].split())
+    assert float(legend[1]) + 11.5 <= float(label[1]) <= highest - 4
+
+
 def test_p_values_keep_the_digits_that_matter() -> None:
     assert [show_p(p) for p in (0.0001, 0.0123, 0.0499, 0.34567, 1.0)] == [
         "0.0001", "0.012", "0.050", "0.35", "1.00",
