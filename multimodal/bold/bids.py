@@ -88,8 +88,30 @@ def find_runs(
         return _find_in_folder(_pipeline_folder(source), ids, space, task)
     if source.is_file():
         return _find_in_table(source, ids)
-    wanted = "a BIDS derivatives folder, or a table of paths"
-    raise InputError(Problem("bold-missing", str(source), "no such file or folder", wanted))
+    raise InputError(_no_source(source))
+
+
+def find_subjects(derivatives_or_table: str | Path) -> list[str]:
+    """Return whoever has a folder of BOLD, or a row in a table of paths; see `find_runs`.
+
+    Returns
+    -------
+    list of str
+        As the folders or rows name them, folders sorted.
+
+    Raises
+    ------
+    InputError
+        As `find_runs`, but for files it has no need to look at.
+    """
+    source = Path(derivatives_or_table)
+    if source.is_dir():
+        folders = (path for path in _pipeline_folder(source).glob("sub-*") if path.is_dir())
+        return sorted(path.name for path in folders)
+    if source.is_file():
+        table, _ = _read_table(source)
+        return [str(who) for who in dict.fromkeys(table.cells["participant_id"]) if who]
+    raise InputError(_no_source(source))
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -103,6 +125,11 @@ def parse_entities(name: str) -> dict[str, str]:
     stem = name.split(".", 1)[0]
     pairs = (part.partition("-") for part in stem.split("_"))
     return {key: value for key, dash, value in pairs if dash}
+
+
+def _no_source(source: Path) -> Problem:
+    wanted = "a BIDS derivatives folder, or a table of paths"
+    return Problem("bold-missing", str(source), "no such file or folder", wanted)
 
 
 def _pipeline_folder(root: Path) -> Path:

@@ -50,7 +50,9 @@ def new_cohort(paths: CohortPaths, sides: Sequence[str]) -> Cohort:
         samples = list(VariantFile(paths.genotypes).samples)
     scanned: list[str] = []
     if "brain" in sides and paths.bold is not None:
-        scanned = _scanned(paths.bold)
+        from multimodal.bold.bids import find_subjects
+
+        scanned = find_subjects(paths.bold)
     ids = list(dict.fromkeys([*samples, *scanned]))
     if not ids:
         raise InputError(_nothing())
@@ -71,13 +73,6 @@ def _nothing() -> Problem:
         "set cohort.dir, or cohort.genotypes and cohort.reference, or cohort.bold (and, for "
         "parcels, cohort.atlas)",
     )
-
-
-def _scanned(bold: Path) -> list[str]:
-    if bold.is_dir():
-        return sorted(folder.name for folder in bold.glob("sub-*") if folder.is_dir())
-    column = pd.read_csv(bold, sep="\t", usecols=["participant_id"], dtype=str)
-    return list(dict.fromkeys(column["participant_id"]))
 
 
 def embed_genomes(

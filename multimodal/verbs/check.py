@@ -14,6 +14,7 @@ from encoders.errors import InputError, Problem
 from multimodal.bold.options import BoldOptions
 from multimodal.cohort.near_misses import find_missing_parts, find_near_misses
 from multimodal.cohort.table import Cohort, CohortPaths, find_table_problems, read_cohort
+from multimodal.cohort.unmatched import find_unmatched_samples, find_unmatched_scans
 from multimodal.features.options import GenomeOptions
 from multimodal.verbs.console import say, table, warn
 from multimodal.verbs.encode import preparation
@@ -51,7 +52,29 @@ def check(
     problems += _check_features(how, dna, brain, genome, bold)
     problems, missing = _with_missing_files(problems, config.cohort.dir, paths)
     rows = [["participants", len(cohort.participants)], *summary] if cohort else summary
+    if cohort is not None:
+        warnings += _unmatched(cohort, bold)
     return list(dict.fromkeys(problems)), [*missing, *warnings], rows
+
+
+def _unmatched(cohort: Cohort, bold: BoldOptions) -> list[Problem]:
+    """Warn of ids that one side has and the other, or the table, has not."""
+    from multimodal.bold.bids import find_runs, find_subjects
+    from multimodal.genome.variants import VariantFile
+
+    warnings: list[Problem] = []
+    paths, ids = cohort.paths, cohort.participant_ids
+    with suppress(InputError):  # told by the check of the runs
+        if paths.bold is not None:
+            runs = find_runs(paths.bold, ids, space=bold.space, task=bold.task)
+            with_bold = {run.participant_id for run in runs}
+            warnings += find_unmatched_scans(ids, with_bold, find_subjects(paths.bold))
+    with suppress(InputError):  # told by the check of the genotypes
+        if paths.genotypes is not None:
+            genotype_ids = cohort.participants["genotype_id"].items()
+            named = {str(who): None if name is None else str(name) for who, name in genotype_ids}
+            warnings += find_unmatched_samples(named, VariantFile(paths.genotypes).samples)
+    return warnings
 
 
 def _with_missing_files(

@@ -7,7 +7,7 @@ import pytest
 from bold_bench import RAW, Bench, parcel_input, write_recording
 
 from encoders.errors import InputError
-from multimodal.bold.bids import find_runs, natural_key
+from multimodal.bold.bids import find_runs, find_subjects, natural_key
 from multimodal.bold.options import BoldOptions
 from multimodal.bold.segments import find_bold_problems, prepare_run
 
@@ -218,3 +218,15 @@ def test_a_table_that_is_none(tmp_path: Path, content: bytes) -> None:
     table.write_bytes(content)
     with pytest.raises(InputError):
         find_runs(table, ["sub-01"])
+
+
+def test_subjects_are_folders_one_deeper_too_or_rows_of_a_table(tmp_path: Path) -> None:
+    for name in ("sub-02", "sub-01"):
+        (tmp_path / "fmriprep" / name).mkdir(parents=True)
+    (tmp_path / "fmriprep" / "sub-01.html").touch()
+    assert find_subjects(tmp_path) == ["sub-01", "sub-02"]
+    table = tmp_path / "bold.tsv"
+    table.write_text("participant_id\tbold\tsession\nB\tb.nii\t1\nB\tc.nii\t2\nA\ta.nii\t1\n")
+    assert find_subjects(table) == ["B", "A"]
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_subjects(tmp_path / "gone")

@@ -107,6 +107,23 @@ def test_a_cohort_of_one_side_is_said_to_be_one(cohort: Path) -> None:
     assert one(found_in(cohort), "no genotypes and no BOLD")
 
 
+def test_a_mistyped_id_is_warned_of(cohort: Path) -> None:
+    def mistype(table: pd.DataFrame) -> pd.DataFrame:
+        who = table["participant_id"] == "sub-0002"
+        table.loc[who, "participant_id"] = "sub-00O2"
+        table.loc[0, "genotype_id"] = "n/a"
+        return table
+
+    (cohort / "kinship.tsv").unlink()
+    edit_table(cohort, mistype)
+    problems, warnings, _ = looked_at(cohort)
+    assert problems == []
+    assert one(warnings, "no BOLD run of 1 participant (sub-00O2)")
+    assert one(warnings, "1 subject (sub-0002)", "sub-0002 may be sub-00O2")
+    assert one(warnings, "no genotype of 1 participant (sub-0001)")
+    assert one(warnings, "1 sample", "no participant names")
+
+
 def test_everything_wrong_is_found_in_one_pass(cohort: Path) -> None:
     """Twelve faults at once, one in each of several files; none hides another."""
     scans = runs(cohort)
