@@ -6,13 +6,16 @@ job``, ``--multirun``, ``--config-dir``). Exit codes: 0 done, 1 failed, 2 wrong 
 
 import difflib
 import importlib
+import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import InputError
+from multimodal.verbs.mistyped import find_flag_problems, find_setting_problems
 from multimodal.verbs.positional import spell_out
 
 VERBS = {
@@ -95,6 +98,10 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    problems = find_flag_problems(verb, overrides, _FLAGS_WITH_VALUE)
+    if problems:
+        print(_bad_input(verb, InputError(problems)), file=sys.stderr)
+        return 2
     overrides = _flags_first(overrides)
     if verb == "encoders":
         try:
@@ -105,6 +112,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     multirun = bool({"-m", "--multirun"} & set(overrides))
     if multirun:
         overrides = [*overrides, *_folders_of_jobs(verb, overrides)]
+        logging.getLogger(_LAUNCHER).addFilter(_without_folders_of_jobs)
     overrides = [*overrides, f"hydra.job.name={verb}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; we word them
     exit_code = 0
@@ -124,7 +132,10 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     try:
         runner()
     except (HydraException, OmegaConfBaseException) as error:
-        print(_bad_configuration(verb, error), file=sys.stderr)
+        own_dir = _value_of_flag(overrides, "--config-dir", "-cd")
+        problems = find_setting_problems(verb, _settings(overrides), config_dir(), own_dir)
+        worded = _bad_input(verb, InputError(problems)) if problems else ""
+        print(worded or _bad_configuration(verb, error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
@@ -139,6 +150,17 @@ def _folders_of_jobs(verb: str, overrides: list[str]) -> list[str]:
         own["cohort.dir"] = "${hydra:runtime.output_dir}/cohort"
         own["features.dir"] = "${hydra:runtime.output_dir}/features"
     return [f"{key}={value}" for key, value in own.items() if not _is_set(overrides, key)]
+
+
+# Hydra's module that announces the jobs of a sweep, and what we added to each.
+_LAUNCHER = "hydra._internal.core_plugins.basic_launcher"
+_OWN_FOLDER = re.compile(r" [\w.]+=\S*hydra\\?:runtime\S*")
+
+
+def _without_folders_of_jobs(record: logging.LogRecord) -> bool:
+    """Take the folders that `_folders_of_jobs` added out of what is announced of a job."""
+    record.msg = _OWN_FOLDER.sub("", str(record.msg))
+    return True
 
 
 def _flags_first(words: list[str]) -> list[str]:
@@ -156,6 +178,23 @@ def _flags_first(words: list[str]) -> list[str]:
     return [*flags, *overrides]
 
 
+def _settings(words: list[str]) -> list[str]:
+    """Return the overrides among words whose flags come first."""
+    flags = [place for place, word in enumerate(words) if word.startswith("-")]
+    start = 0
+    if flags:
+        start = flags[-1] + (2 if words[flags[-1]] in _FLAGS_WITH_VALUE else 1)
+    return words[start:]
+
+
+def _value_of_flag(words: list[str], *names: str) -> str | None:
+    for place, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag in names:
+            return value or words[place + 1]
+    return None
+
+
 def _is_set(overrides: list[str], key: str) -> bool:
     return any(word.lstrip("+").split("=", 1)[0] == key for word in overrides)
 
@@ -168,6 +207,10 @@ def _bad_input(verb: str, error: InputError) -> str:
     return f"genebold {verb}: {len(problems)} problems\n{lines}"
 
 
+# Lines of Hydra's messages that speak of its machinery, or advise what would not help.
+_OF_HYDRA_ALONE = ("provider=", "Config search path", "To append to your", "See https://hydra.cc")
+
+
 def _bad_configuration(verb: str, error: Exception) -> str:
     causes: list[str] = []
     cause: BaseException | None = error
@@ -176,7 +219,12 @@ def _bad_configuration(verb: str, error: Exception) -> str:
         if text and not any(text in seen for seen in causes):
             causes.append(text)
         cause = cause.__cause__
-    lines = "\n".join(f"  {line}" for text in causes for line in text.splitlines() if line.strip())
+    lines = "\n".join(
+        f"  {line}"
+        for text in causes
+        for line in text.splitlines()
+        if line.strip() and not line.strip().startswith(_OF_HYDRA_ALONE)
+    )
     return (
         f"genebold {verb}: the settings do not fit\n{lines}\n"
         f"  `genebold {verb} --cfg job` shows every key with its value"

@@ -91,7 +91,7 @@ def test_an_unknown_key_is_bad_input(tmp_path: Path) -> None:
     done = genebold("align", f"run_dir={tmp_path}", "align.epoch=3")
     assert done.returncode == 2
     assert "epoch" in done.stderr
-    assert "--cfg job" in done.stderr
+    assert "did you mean align.epochs?" in done.stderr
     assert "Traceback" not in done.stderr
 
 
