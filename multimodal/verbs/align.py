@@ -11,28 +11,33 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
-from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.align.options import AlignOptions
 from multimodal.cohort.atomic import write_text
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.cohort.tsv import read_table
-from multimodal.evaluate.summary import Evaluated, EvaluateOptions, evaluate_latents
+from multimodal.evaluate.summary import Evaluated, evaluate_latents
+from multimodal.evaluate.unmatched import without_matching
 from multimodal.features.encode import DOSAGE
 from multimodal.features.read import read_dosage_variants
 from multimodal.features.store import read_fingerprint
 from multimodal.latent.bundle import write_bundle
 from multimodal.latent.table import Latents, write_latents
+from multimodal.report.provenance import simulation_of
 from multimodal.verbs.console import Stages, say, table
 from multimodal.verbs.encode import encode, preparation
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
-from multimodal.verbs.settings import flag, options, plain
+from multimodal.verbs.settings import flag, plain
+from multimodal.verbs.upfront import align_options, refuse_bad_settings
+from multimodal.verbs.upfront import evaluate_options as evaluate_options
 
 
 def run(config: DictConfig) -> int:
     """Encode what is missing, train, and leave bundle, latents, split and metrics behind."""
+    refuse_bad_settings(config)
     stages = Stages()
     cohort = read_cohort(paths_of_run(config))
     align(config, cohort, stages)
@@ -48,7 +53,6 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     choices = align_options(plain(config.align))
     resume = flag(config.resume, "resume")
     evaluation = plain(config.evaluation)
-    evaluate_options(evaluation)
     _say_if_not_embeddable(how)
     stores = encode(cohort, how, stages)
     joint = join(cohort, stores["dna"], stores["brain"], float(config.split.kinship_threshold))
@@ -71,11 +75,12 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     )
     before = _set_aside_other(output_dir, identity)
     write_split(split, output_dir / "split.tsv")
-    with stages.stage("align", f"{len(train)} training subjects, up to {choices.epochs} epochs"):
+    with stages.stage("align", f"{len(train)} training subjects, {_training(choices)}"):
         fitted = fit(
             joint.gene, joint.brain, values, joint.components, covariates, choices,
             out_dir=output_dir, resume=resume,
         )  # fmt: skip
+    _say_gain(fitted.history, fitted.best_epoch, choices)
     with stages.stage("held out", "retrieval among the test subjects"):
         gene = fitted.aligner.embed_genes(joint.gene, covariates)
         brain = fitted.aligner.embed_brains(joint.brain, covariates)
@@ -118,6 +123,7 @@ def _record(
             name: None if path is None else str(Path(path).absolute())
             for name, path in vars(paths).items()
         },
+        "simulation": simulation_of(vars(paths)),
         "stores": {side: str(store.absolute()) for side, store in stores.items()},
         "store_digests": {side: digest_of(made_by) for side, made_by in prints.items()},
         "encoders": {side: made_by["encoder"] for side, made_by in prints.items()},
@@ -129,14 +135,6 @@ def _record(
         "evaluation": plain(config.evaluation),
         "covariates": list(config.covariates),
     }
-
-
-def align_options(section: dict[str, Any]) -> AlignOptions:
-    """Return the ``align`` section as options; every key's type is checked."""
-    sides = {
-        side: options(SideOptions, section[side], f"align.{side}") for side in ("gene", "brain")
-    }
-    return options(AlignOptions, {**section, **sides}, "align")
 
 
 def digest_of(*values: Any) -> str:
@@ -179,12 +177,6 @@ def strata_of(joint: Joint, keys: list[str], train_rows: np.ndarray) -> np.ndarr
     return strata_labels(joint.cohort.participants, keys, train_rows)
 
 
-def evaluate_options(evaluation: dict[str, Any]) -> EvaluateOptions:
-    """Return the options of `multimodal.evaluate` among the ``evaluation`` section's."""
-    names = [field.name for field in dataclasses.fields(EvaluateOptions)]
-    return options(EvaluateOptions, {name: evaluation[name] for name in names}, "evaluation")
-
-
 def heldout_metrics(
     joint: Joint,
     split: np.ndarray,
@@ -204,7 +196,8 @@ def heldout_metrics(
         strata,
         method="heldout",
     )
-    return evaluate_latents(gene, brain, who, options=evaluate_options(evaluation))
+    found = evaluate_latents(gene, brain, who, options=evaluate_options(evaluation))
+    return found if evaluation["strata"] else without_matching(found)
 
 
 def describe_cohort(joint: Joint, split: np.ndarray) -> dict[str, Any]:
@@ -239,7 +232,8 @@ def say_retrieval(metrics: dict[str, Any]) -> None:
     if "permutation" not in metrics:
         say("no test subjects: nothing was tested; `genebold evaluate` cross-fits")
         return
-    rows = []
+    rows: list[list[Any]] = []
+    reasons: dict[str, None] = {}
     blocks = {"genome": metrics, **metrics.get("controls", {})}
     for name, block in blocks.items():
         for gallery, test in block["permutation"].items():
@@ -249,9 +243,13 @@ def say_retrieval(metrics: dict[str, Any]) -> None:
             mean = None if None in recall else float(np.mean(recall))
             row = [name.replace("_", " "), gallery, test["n"], test["statistic"], mean, chance]
             rows.append([*row, "-" if test["p"] is None else f"{test['p']:.4f}"])
+            if test.get("reason"):
+                reasons[f"{gallery}: {test['reason']}"] = None
     header = ["gene side", "gallery", "subjects", "percentile", "recall@1", "by chance", "p"]
     say()
     say(table(rows, header))
+    for reason in reasons:
+        say(reason)
     say()
 
 
@@ -260,6 +258,33 @@ def _say_cohort(joint: Joint, split: np.ndarray) -> None:
     alone = joint.only_gene + joint.only_brain
     left = f"; {alone} with one side only are left out" if alone else ""
     say(f"{'cohort':<10} {len(split)} participants with both sides ({parts}){left}")
+
+
+_STARTS = {"cca": "the CCA start", "random": "the random start"}
+
+
+def _training(choices: AlignOptions) -> str:
+    if choices.epochs:
+        return f"up to {choices.epochs} epochs"
+    return f"no training (align.epochs=0): the towers stay at {_STARTS[choices.start]}"
+
+
+def _say_gain(history: pd.DataFrame, best_epoch: int, choices: AlignOptions) -> None:
+    """Say what the training added to the start, by the subjects who choose the epoch."""
+    if "val_percentile" not in history or history["val_percentile"].isna().all():
+        if choices.epochs:
+            say(f"{'':<10} no validation subjects: the last epoch is kept")
+        return
+    percentiles = history.set_index("epoch")["val_percentile"]
+    last = int(percentiles.index.max())
+    start = f"validation percentile {percentiles.loc[0]:.3f} at {_STARTS[choices.start]}"
+    if not choices.epochs:
+        say(f"{'':<10} {start}")
+    elif best_epoch == 0:
+        say(f"{'':<10} {start}, which is kept: none of {last} epochs lowered the validation loss")
+    else:
+        kept = f"{percentiles.loc[best_epoch]:.3f} at the kept epoch, {best_epoch} of {last}"
+        say(f"{'':<10} {start}, {kept}")
 
 
 def _is_evaluated(output_dir: Path) -> bool:

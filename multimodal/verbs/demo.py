@@ -21,6 +21,7 @@ from multimodal.verbs.evaluate import evaluate
 from multimodal.verbs.record import read_record, update_metrics, write_json
 from multimodal.verbs.settings import plain
 from multimodal.verbs.simulate import simulate, world_of
+from multimodal.verbs.upfront import refuse_bad_settings
 
 _WORLDS = {
     "signal": "common variants drive network connectivity",
@@ -33,6 +34,7 @@ def run(config: DictConfig) -> int:
     """Simulate, check, encode, align, evaluate, embed and report."""
     from multimodal.report.page import write_report
 
+    refuse_bad_settings(config)
     start = time.perf_counter()
     stages = Stages()
     output_dir = Path(config.output_dir)

@@ -10,6 +10,7 @@ from multimodal.verbs.console import Stages, say
 from multimodal.verbs.pipeline import Preparation, load_side
 from multimodal.verbs.record import paths_of_run
 from multimodal.verbs.settings import plain
+from multimodal.verbs.upfront import refuse_bad_settings
 
 SIDES = ("dna", "brain")
 
@@ -20,6 +21,7 @@ def run(config: DictConfig) -> int:
     unknown = [side for side in sides if side not in SIDES]
     if unknown or not sides:
         raise InputError(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
+    refuse_bad_settings(config)
     cohort = read_cohort(paths_of_run(config))
     stores = encode(cohort, preparation(config), Stages(), sides)
     for side, store in stores.items():

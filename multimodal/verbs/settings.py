@@ -54,8 +54,8 @@ def options(cls: type[T], values: Mapping[str, Any], key: str) -> T:
             continue
         converted, fits = _convert(value, hints[name])
         if not fits:
-            wanted = str(hints[name]).replace("typing.", "")
-            problems.append(Problem("bad-value", f"{key}.{name}", repr(value), f"a {wanted}"))
+            where = f"{key}.{name}" if key else name
+            problems.append(Problem("bad-value", where, _shown(value), in_words(hints[name])))
         used[name] = converted
     if problems:
         raise InputError(problems)
@@ -82,7 +82,10 @@ def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
     if origin is typing.Literal:
         return value, value in typing.get_args(hint)
     if origin is tuple:
-        return (tuple(value), True) if isinstance(value, list | tuple) else (value, False)
+        if not isinstance(value, list | tuple):
+            return value, False
+        parts = [_convert(item, typing.get_args(hint)[0]) for item in value]
+        return tuple(part for part, _ in parts), all(fits for _, fits in parts)
     if origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
         return value, isinstance(value, Mapping)
     if origin is list:
@@ -97,6 +100,39 @@ def _convert(value: Any, hint: Any) -> tuple[Any, bool]:
     if isinstance(hint, type):
         return value, isinstance(value, hint)
     return value, True
+
+
+_WORDS = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "texts"),
+    Path: ("a path", "paths"),
+    type(None): ("null", "null"),
+}
+
+
+def in_words(hint: Any) -> str:
+    """Return what a type wants, as one says it: ``a whole number, or null``."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(in_words(part) for part in parts)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (tuple, list):
+        fixed = origin is tuple and Ellipsis not in parts
+        many = _WORDS[parts[0]][1] if parts[0] in _WORDS else "values"
+        return f"a list of {len(parts)} {many}" if fixed else f"a list of {many}"
+    if hint in _WORDS:
+        return _WORDS[hint][0]
+    return "a section of settings"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a configuration writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
 
 
 def cohort_paths(section: DictConfig) -> CohortPaths:

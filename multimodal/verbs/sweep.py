@@ -23,7 +23,8 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         sweep_dir = Path(config.hydra.sweep.dir)
         jobs = [job for job in sweep_dir.iterdir() if (job / ".hydra").is_dir()]
-        rows = [_row(job) for job in sorted(jobs, key=lambda job: natural_key(job.name))]
+        jobs.sort(key=lambda job: natural_key(job.name))
+        rows = [_row(job) for job in jobs]
         if not rows:
             return
         header = list(rows[0])
@@ -32,7 +33,10 @@ class CompareRuns(Callback):
         (sweep_dir / "comparison.tsv").write_text("\n".join(lines) + "\n")
         say()
         say(table(cells, header))
-        say("\nmatched: galleries of the same sex, site and ancestry; chance is 0.5")
+        say("\nraw and matched subjects: those looked for, and among whom, in each kind of gallery")
+        say("matched: galleries of the same sex, site and ancestry; chance is 0.5")
+        for reason in _reasons(jobs):
+            say(reason)
         say(f"in {sweep_dir / 'comparison.tsv'}")
 
 
@@ -40,11 +44,10 @@ def _row(job: Path) -> dict[str, Any]:
     overrides = [str(word) for word in OmegaConf.load(job / ".hydra" / "overrides.yaml")]
     shown = [word for word in overrides if not word.startswith(_FOLDERS)]
     row: dict[str, Any] = {"run": " ".join(shown) or job.name}
-    file = job / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.is_file() else {}
-    row["gallery"] = metrics.get("gallery_size")
+    metrics = _metrics(job)
     for gallery in ("raw", "matched"):
         test = metrics.get("permutation", {}).get(gallery, {})
+        row[f"{gallery} subjects"] = test.get("n")
         row[f"{gallery} percentile"] = test.get("statistic")
         row[f"{gallery} p"] = _four_decimals(test.get("p"))
     control = metrics.get("controls", {}).get("covariates_only") or {}
@@ -52,6 +55,25 @@ def _row(job: Path) -> dict[str, Any]:
     row["covariates matched p"] = _four_decimals(of_control.get("p"))
     row["seconds"] = round(sum(metrics.get("stages", {}).values()), 1) if metrics else None
     return row
+
+
+def _metrics(job: Path) -> dict[str, Any]:
+    file = job / "metrics.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _reasons(jobs: list[Path]) -> list[str]:
+    """Return why cells hold no number, each reason once."""
+    reasons: dict[str, None] = {}
+    for job in jobs:
+        metrics = _metrics(job)
+        if "permutation" not in metrics:
+            why = "no test subjects" if metrics else "it did not finish; its message is above"
+            reasons[f"run {job.name}: nothing was tested ({why})"] = None
+        for gallery, test in metrics.get("permutation", {}).items():
+            if test.get("reason"):
+                reasons[f"{gallery}: {test['reason']}"] = None
+    return list(reasons)
 
 
 def _four_decimals(p: float | None) -> str:
