@@ -18,8 +18,10 @@ from multimodal.cohort.strata import strata_labels
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.evaluate.crossfit import cross_fit
 from multimodal.evaluate.summary import Evaluated, Latents, evaluate_latents
+from multimodal.evaluate.unmatched import without_matching
 from multimodal.features.store import read_fingerprint
 from multimodal.features.tables import GeneFeatures
+from multimodal.report.provenance import simulation_of
 from multimodal.verbs.align import digest_of, evaluate_options, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.pipeline import Joint, join
@@ -100,6 +102,10 @@ def evaluate(
         method=method,  # type: ignore[arg-type]
     )
     found = evaluate_latents(*main, who, controls=controls, options=choices)
+    if not evaluation["strata"]:
+        found = without_matching(found)
+    found["settings"] = evaluation
+    found["simulation"] = simulation_of(vars(cohort.paths))
     metrics = update_metrics(output_dir, {**found, "stages": stages.seconds})
     say_retrieval(metrics)
     return metrics
