@@ -17,6 +17,7 @@ from typing import Any
 from encoders.errors import InputError
 from multimodal.verbs.mistyped import find_flag_problems, find_setting_problems
 from multimodal.verbs.positional import spell_out
+from multimodal.verbs.settings_page import settings_page
 
 VERBS = {
     "demo": "simulate a small cohort and run everything below on it",
@@ -52,6 +53,10 @@ _FLAGS_WITH_VALUE = (
 )  # fmt: skip
 
 
+# Another root config than ours: Hydra's own help then.
+_OTHER_CONFIG = ("--config-path", "-cp", "--config-name", "-cn")
+
+
 def config_dir() -> Path:
     """Return the folder of the root configs: in the installed package, else in the checkout."""
     installed = Path(__file__).parent / "_configs"
@@ -74,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The verb and its overrides; the process's own arguments by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) > 1 and words[0] == "help":
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0 if words else 2
@@ -109,6 +116,14 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         except InputError as error:
             print(_bad_input(verb, error), file=sys.stderr)
             return 2
+    own_dir = _value_of_flag(overrides, "--config-dir", "-cd")
+    if {"-h", "--help"} & set(overrides) and _value_of_flag(overrides, *_OTHER_CONFIG) is None:
+        try:
+            print(settings_page(verb, _settings(overrides), config_dir(), own_dir), end="")
+        except (HydraException, OmegaConfBaseException) as error:
+            print(_worded(verb, error, overrides, own_dir), file=sys.stderr)
+            return 2
+        return 0
     multirun = bool({"-m", "--multirun"} & set(overrides))
     if multirun:
         overrides = [*overrides, *_folders_of_jobs(verb, overrides)]
@@ -132,10 +147,7 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     try:
         runner()
     except (HydraException, OmegaConfBaseException) as error:
-        own_dir = _value_of_flag(overrides, "--config-dir", "-cd")
-        problems = find_setting_problems(verb, _settings(overrides), config_dir(), own_dir)
-        worded = _bad_input(verb, InputError(problems)) if problems else ""
-        print(worded or _bad_configuration(verb, error), file=sys.stderr)
+        print(_worded(verb, error, overrides, own_dir), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
@@ -205,6 +217,12 @@ def _bad_input(verb: str, error: InputError) -> str:
         return f"genebold {verb}: {problems[0]}"
     lines = "\n".join(f"  - {problem}" for problem in problems)
     return f"genebold {verb}: {len(problems)} problems\n{lines}"
+
+
+def _worded(verb: str, error: Exception, words: list[str], own_dir: str | None) -> str:
+    """Return what is wrong with the settings in our words, or else in Hydra's."""
+    problems = find_setting_problems(verb, _settings(words), config_dir(), own_dir)
+    return _bad_input(verb, InputError(problems)) if problems else _bad_configuration(verb, error)
 
 
 # Lines of Hydra's messages that speak of its machinery, or advise what would not help.
