@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# ?(?P<comment>.*))?$")
@@ -59,8 +58,7 @@ def settings_page(
         if not group.startswith("hydra/")
     }
     comments = _comments(verb, choices, folders)
-    values = OmegaConf.to_container(_without_hydra(config), resolve=False)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(_without_hydra(config), resolve=False)
     groups = list(_group_lines(choices, folders))
     parts = [str(config.hydra.help.header).strip()]
     if groups:
@@ -147,8 +145,9 @@ def _lines(
 
 
 def _written(value: Any) -> str:
-    """Return a value as YAML has it on one line."""
-    if isinstance(value, str) and value.startswith("${"):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    """Return a value as a command line would set it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
