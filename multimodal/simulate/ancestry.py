@@ -8,7 +8,9 @@ RESTARTS = 10
 MAX_STEPS = 100
 
 
-def principal_components(dosage: np.ndarray, count: int = COMPONENTS) -> np.ndarray:
+def principal_components(
+    dosage: np.ndarray, count: int = COMPONENTS, *, new: np.ndarray | None = None
+) -> np.ndarray:
     """Return the leading principal components of unlinked genotypes.
 
     Parameters
@@ -17,10 +19,12 @@ def principal_components(dosage: np.ndarray, count: int = COMPONENTS) -> np.ndar
         Alternate-allele counts; NaN where missing (filled with the mean).
     count : int
         Number of components; columns of zeros where there are fewer.
+    new : ndarray [m, M], optional
+        Counts of other people; their scores on these people's components are returned instead.
 
     Returns
     -------
-    ndarray [n, count] float64
+    ndarray [n or m, count] float64
         Unit-variance scores of genotypes scaled by sqrt(2 p (1 - p)) (Patterson, Price and Reich
         2006), rounded, with the sign that makes the largest score positive.
     """
@@ -30,9 +34,15 @@ def principal_components(dosage: np.ndarray, count: int = COMPONENTS) -> np.ndar
     variance = mean * (1.0 - mean / 2.0)
     used = variance > 1e-9
     scaled = filled[:, used] / np.sqrt(variance[used])
-    left = np.linalg.svd(scaled, full_matrices=False)[0][:, :count]
-    left = left * np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
-    scores = np.zeros((len(dosage), count))
+    left, size, axes = np.linalg.svd(scaled, full_matrices=False)
+    left = left[:, :count]
+    sign = np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
+    if new is not None:
+        centred = np.where(np.isnan(new), mean, new) - mean
+        left = centred[:, used] / np.sqrt(variance[used]) @ axes[:count].T
+        left = left / np.maximum(size[:count], 1e-9)
+    left = left * sign
+    scores = np.zeros((len(left), count))
     scores[:, : left.shape[1]] = left * np.sqrt(len(dosage))
     return np.round(scores, PC_DECIMALS)
 

@@ -30,15 +30,20 @@ class Brains:
         Network correlation matrix.
     run_sd : float
         Standard deviation between runs of each element of `log_correlation`.
+    scale : float
+        Elements of `log_correlation` per standard deviation between subjects.
     """
 
     dimensions: np.ndarray
     log_correlation: np.ndarray
     correlation: np.ndarray
     run_sd: float
+    scale: float
 
 
-def draw_brains(options: SimulationOptions, people: People, scores: np.ndarray) -> Brains:
+def draw_brains(
+    options: SimulationOptions, people: People, scores: np.ndarray, scale: float | None = None
+) -> Brains:
     """Draw everybody's network connectivity.
 
     Parameters
@@ -48,11 +53,15 @@ def draw_brains(options: SimulationOptions, people: People, scores: np.ndarray) 
     scores : ndarray [n, K] float64
         Causal scores; in `null` and `confounded` a family-shared score of no variant's making
         takes their place, so that relatives' brains are as alike as in `signal`.
+    scale : float, optional
+        The first cohort's, for new people; found from these people by default.
     """
     rng = stream(options.seed, "brains")
     k, pairs = options.causal_dimensions, options.network_pairs()
     base = rng.uniform(-0.1, 0.3, pairs)
     directions = balanced_directions(rng, pairs, k)
+    if options.people_seed is not None:
+        rng = options.people_stream("brains")
     inherited = family_normal(rng, people, people.relatedness, k)
     if options.world == "signal":
         inherited = scores
@@ -63,7 +72,8 @@ def draw_brains(options: SimulationOptions, people: People, scores: np.ndarray) 
     own = family_normal(rng, people, sharing, pairs)
     share = options.causal_share
     deviation = np.sqrt(share) * dimensions @ directions.T + np.sqrt(1.0 - share) * own
-    scale = _scale_to_sd(options, base, deviation)
+    if scale is None:
+        scale = _scale_to_sd(options, base, deviation)
     shift = scale * _site_shift(options)[people.site]
     log_correlation = base + scale * deviation + shift
     return Brains(
@@ -71,6 +81,7 @@ def draw_brains(options: SimulationOptions, people: People, scores: np.ndarray) 
         log_correlation=log_correlation,
         correlation=correlation_from_log(log_correlation, options.networks),
         run_sd=options.run_sd * scale,
+        scale=scale,
     )
 
 

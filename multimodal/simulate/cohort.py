@@ -25,17 +25,17 @@ from multimodal.simulate.bids import (
     write_tsv,
 )
 from multimodal.simulate.brains import Brains, correlation_from_log, draw_brains
-from multimodal.simulate.effects import CausalModel, draw_causal_model
-from multimodal.simulate.genome import draw_genome
+from multimodal.simulate.effects import CausalModel, draw_causal_model, scores_of_new_people
+from multimodal.simulate.genome import Genome, draw_genome
 from multimodal.simulate.motion import confounds_sidecar
 from multimodal.simulate.options import SimulationOptions
 from multimodal.simulate.people import People, draw_people, people_of_samples
 from multimodal.simulate.real import link_or_copy, read_real_genotypes
 from multimodal.simulate.scan import SCL_INTER, SCL_SLOPE, simulate_scan
-from multimodal.simulate.streams import stream
 from multimodal.simulate.tables import (
     Names,
     draw_names,
+    group_prefix,
     kinship_table,
     participants_table,
     simulation_record,
@@ -53,6 +53,16 @@ class _Genetics:
     causal: CausalModel
     samples: list[str]
     source: dict[str, Any]
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class _FirstCohort:
+    """What new people share with the first cohort of their world, measured in that cohort."""
+
+    markers: np.ndarray
+    causal: CausalModel
+    scale: float
 
 
 def simulate_cohort(
@@ -109,6 +119,15 @@ def simulate_cohort(
                 "genotypes and reference together wanted, regions only beside them",
             )
         )
+    if genotypes is not None and options.people_seed is not None:
+        raise InputError(
+            Problem(
+                "simulation-option",
+                "cohort.people_seed",
+                "given beside real genotypes",
+                "null: the people are those of the file",
+            )
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
@@ -149,11 +168,12 @@ def _refuse_occupied(out: Path) -> None:
 def _write_simulated_genomes(
     work: Path, options: SimulationOptions
 ) -> tuple[_Genetics, dict[str, str]]:
-    people = draw_people(options)
+    people = draw_people(options.of_new_people())
     genome = draw_genome(options, people)
-    rng = stream(options.seed, "calls")
+    rng = options.people_stream("calls")
     n = len(people)
-    names = [f"G{number:0{_digits(n)}d}" for number in rng.permutation(n) + 1]
+    group = group_prefix(options)
+    names = [f"{group}G{number:0{_digits(n)}d}" for number in rng.permutation(n) + 1]
     gap = rng.random((n, len(genome.variants))) < options.missing_rate
     missing = np.where(gap, rng.integers(1, 3, size=gap.shape), 0)
     file_order = rng.permutation(n)
@@ -167,20 +187,36 @@ def _write_simulated_genomes(
         [names[row] for row in file_order],
         {name: len(sequence) for name, sequence in genome.contigs.items()},
     )
-    dosage = (genome.alleles == 1).sum(axis=1).astype(np.float64)
-    genetics = _Genetics(
-        people=people,
-        components=principal_components(genome.markers),
-        causal=draw_causal_model(options, genome.variants, dosage, people.ancestry),
-        samples=names,
-        source={"genotypes": "simulated"},
-    )
+    dosage = _dosage(genome)
+    if options.people_seed is None:
+        components = principal_components(genome.markers)
+        causal = draw_causal_model(options, genome.variants, dosage, people.ancestry)
+        scale = None
+    else:
+        first = _first_cohort(options.of_first_people())
+        components = principal_components(first.markers, new=genome.markers)
+        causal = scores_of_new_people(first.causal, genome.variants, dosage)
+        scale = first.scale
+    source = {"genotypes": "simulated"}
+    genetics = _Genetics(people, components, causal, names, source, scale)
     files = {
         "genotypes": "genotypes.vcf.gz",
         "reference": "reference.fa",
         "regions": "regions.bed",
     }
     return genetics, files
+
+
+def _first_cohort(options: SimulationOptions) -> _FirstCohort:
+    people = draw_people(options)
+    genome = draw_genome(options, people)
+    causal = draw_causal_model(options, genome.variants, _dosage(genome), people.ancestry)
+    scale = draw_brains(options, people, causal.scores).scale
+    return _FirstCohort(genome.markers, causal, scale)
+
+
+def _dosage(genome: Genome) -> np.ndarray:
+    return (genome.alleles == 1).sum(axis=1).astype(np.float64)
 
 
 def _write_real_genomes(
@@ -207,7 +243,7 @@ def _write_people_and_brains(
     work: Path, options: SimulationOptions, genetics: _Genetics, *, progress: bool
 ) -> dict[str, str]:
     people = genetics.people
-    brains = draw_brains(options, people, genetics.causal.scores)
+    brains = draw_brains(options, people, genetics.causal.scores, genetics.scale)
     anatomy = make_anatomy(options)
     names = draw_names(options, people, genetics.samples)
     motion_level = draw_motion_levels(options, people)
@@ -244,7 +280,7 @@ def _write_people_and_brains(
 
 def draw_motion_levels(options: SimulationOptions, people: People) -> np.ndarray:
     """Draw how much everybody moves, [n], 1 being usual; a little more with age."""
-    rng = stream(options.seed, "motion")
+    rng = options.people_stream("motion")
     level = np.exp(0.35 * rng.standard_normal(len(people)) + 0.015 * (people.age - 62.0))
     return np.clip(level, 0.4, 2.5)
 
@@ -264,7 +300,7 @@ def _write_scans(
     write_dataset_description(folder)
     n = len(people)
     two_runs = np.zeros(n, dtype=bool)
-    rng = stream(options.seed, "runs")
+    rng = options.people_stream("runs")
     two_runs[rng.permutation(n)[: round(options.two_run_fraction * n)]] = True
 
     def write_one(row: int) -> float:
@@ -310,7 +346,7 @@ def _write_run(
     motion_level: float,
     site: int,
 ) -> float:
-    rng = stream(options.seed, "scan", row, run or 0)
+    rng = options.people_stream("scan", row, run or 0)
     state = brains.log_correlation[row] + brains.run_sd * rng.standard_normal(
         brains.log_correlation.shape[1]
     )

@@ -1,7 +1,7 @@
 """Causal variants and the scores through which they reach the brain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,11 +23,12 @@ class CausalModel:
     variants : list of Variant
         The C causal variants.
     frequency : ndarray [C] float64
-        Alternate-allele frequency in the cohort.
+        Alternate-allele frequency in the cohort, the first one of a world.
     weights : ndarray [C, K] float64
         Effect of one alternate allele on each score.
     scores : ndarray [n, K] float64
-        ``dosage @ weights``, of mean 0; within ancestry of variance 1 and uncorrelated.
+        ``dosage @ weights``, of mean 0; within ancestry of variance 1 and uncorrelated. New
+        people's are centred and scaled as the first cohort's.
     """
 
     variants: list[Variant]
@@ -88,6 +89,23 @@ def draw_causal_model(
         weights=weights,
         scores=(counts - counts.mean(axis=0)) @ weights,
     )
+
+
+def scores_of_new_people(
+    causal: CausalModel, variants: Sequence[Variant], dosage: np.ndarray
+) -> CausalModel:
+    """Return the first cohort's effects with the scores that they give new people.
+
+    Parameters
+    ----------
+    causal : CausalModel
+        The first cohort's.
+    variants, dosage : see `draw_causal_model`
+        The new people's, at the same variants.
+    """
+    place = {variant: column for column, variant in enumerate(variants)}
+    counts = dosage[:, [place[variant] for variant in causal.variants]]
+    return replace(causal, scores=(counts - 2.0 * causal.frequency) @ causal.weights)
 
 
 def _choose(

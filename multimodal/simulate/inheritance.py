@@ -23,7 +23,7 @@ def draw_founders(
     block_of_site: list[int],
 ) -> np.ndarray:
     """Alleles [F, 2, V] of founders, who copy ancestral haplotypes region by region."""
-    rng = stream(options.seed, "founders")
+    rng = options.people_stream("founders")
     n = len(founder_ancestry)
     alleles = np.zeros((n, 2, len(sites)), dtype=np.int8)
     for block, of_ancestry in enumerate(frequencies):
@@ -45,6 +45,8 @@ def draw_markers(options: SimulationOptions, founder_ancestry: np.ndarray) -> np
     spread = (1.0 - options.fst) / options.fst
     size = (options.ancestries, options.background_markers)
     frequency = rng.beta(base * spread, (1.0 - base) * spread, size=size)
+    if options.people_seed is not None:
+        rng = options.people_stream("markers")
     draws = rng.random((len(founder_ancestry), 2, options.background_markers))
     return (draws < frequency[founder_ancestry][:, None, :]).astype(np.int8)
 
@@ -95,7 +97,7 @@ def inherit(
     ndarray [n, 2, V] int8
         Alleles of the participants. Identical twins have the same ones.
     """
-    rng = stream(options.seed, "inheritance")
+    rng = options.people_stream("inheritance")
     choice = rng.integers(0, 2, size=(len(people), 2, int(blocks.max()) + 1))
     for family, rows in enumerate(people.members()):
         if people.kind[family] == "single":

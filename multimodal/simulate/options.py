@@ -1,10 +1,13 @@
 """Every number a simulated cohort depends on, with its unit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from encoders.errors import InputError, Problem
+from multimodal.simulate.streams import people_stream
 
 World = Literal["signal", "null", "confounded"]
 WORLDS: tuple[World, ...] = ("signal", "null", "confounded")
@@ -25,6 +28,12 @@ class SimulationOptions:
         but ancestry goes with site, and site with the BOLD signal.
     seed : int
         Not negative.
+    people_seed : int or None
+        Draws new people, their genomes, brains and scans, in the world of `seed`: reference,
+        regions, ancestral haplotypes, causal effects and atlas stay, and participants have other
+        ids. All other options have to be those of the first cohort. None draws the first cohort.
+    new_subjects : int or None
+        With `people_seed`, the number of new people; None for as many as `subjects`.
     subjects : int
         Number of participants; with real genotypes the largest number, drawn from the samples.
     family_fraction : float
@@ -113,6 +122,8 @@ class SimulationOptions:
 
     world: World = "signal"
     seed: int = 0
+    people_seed: int | None = None
+    new_subjects: int | None = None
     subjects: int = 240
     family_fraction: float = 0.22
     sites: int = 2
@@ -160,6 +171,18 @@ class SimulationOptions:
         problems = list(_find_problems(self))
         if problems:
             raise InputError(problems)
+
+    def people_stream(self, name: str, *numbers: int) -> np.random.Generator:
+        """Return the generator of a part that new people have of their own."""
+        return people_stream(self.seed, self.people_seed, name, *numbers)
+
+    def of_first_people(self) -> "SimulationOptions":
+        """Return the options of the cohort whose world this one's people live in."""
+        return replace(self, people_seed=None, new_subjects=None)
+
+    def of_new_people(self) -> "SimulationOptions":
+        """Return the options with the number of new people as that of subjects."""
+        return replace(self, subjects=self.new_subjects or self.subjects, new_subjects=None)
 
     def shares(self) -> tuple[float, ...]:
         """Return the fraction of participants of each ancestry."""
@@ -232,6 +255,15 @@ def _find_problems(o: SimulationOptions) -> Iterator[Problem]:
     for name, least in _AT_LEAST.items():
         if getattr(o, name) < least:
             yield _problem(name, getattr(o, name), f"at least {least} wanted")
+    if o.people_seed is not None and o.people_seed < 0:
+        yield _problem("people_seed", o.people_seed, "at least 0 wanted, or null")
+    if o.new_subjects is not None and o.new_subjects < _AT_LEAST["subjects"]:
+        yield _problem("new_subjects", o.new_subjects, f"at least {_AT_LEAST['subjects']} wanted")
+    if o.new_subjects is not None and o.people_seed is None:
+        yield _problem(
+            "new_subjects", o.new_subjects, "cohort.people_seed beside it wanted",
+            "set cohort.subjects for a first cohort",
+        )  # fmt: skip
     if not 0.0 < o.fst < 1.0:
         yield _problem("fst", o.fst, "a number between 0 and 1 wanted")
     if o.correlation_sd > MAX_CORRELATION_SD:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from multimodal.simulate.options import SimulationOptions
-from multimodal.simulate.streams import stream
 
 # One round of families: name, size, relatedness (twice the kinship coefficient).
 FAMILY_ROUND = (
@@ -109,7 +108,7 @@ def _draw(
     relatedness: np.ndarray,
     known_ancestry: np.ndarray | None,
 ) -> People:
-    rng = stream(options.seed, "people")
+    rng = options.people_stream("people")
     family = np.repeat(np.arange(len(sizes)), sizes)
     if known_ancestry is None:
         shares = np.asarray(options.shares())

@@ -11,7 +11,6 @@ from multimodal.simulate.brains import Brains
 from multimodal.simulate.effects import CausalModel
 from multimodal.simulate.options import SimulationOptions
 from multimodal.simulate.people import People
-from multimodal.simulate.streams import stream
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Names:
     Parameters
     ----------
     participants : list of str
-        ``sub-0001`` and on, given out at random.
+        ``sub-0001`` and on, given out at random; of new people ``sub-p1x0001``, 1 being their
+        `people_seed`.
     families : list of str
         Family of each participant, ``F001`` and on.
     genotypes : list of str
@@ -35,16 +35,22 @@ class Names:
 
 def draw_names(options: SimulationOptions, people: People, samples: list[str]) -> Names:
     """Give participants and families their identifiers, in random order."""
-    rng = stream(options.seed, "names")
+    rng = options.people_stream("names")
     n, families = len(people), len(people.kind)
     width = max(4, len(str(n)))
     number = rng.permutation(n) + 1
     family_number = rng.permutation(families) + 1
+    group = group_prefix(options)
     return Names(
-        participants=[f"sub-{i:0{width}d}" for i in number],
-        families=[f"F{family_number[f]:0{width}d}" for f in people.family],
+        participants=[f"sub-{group}{i:0{width}d}" for i in number],
+        families=[f"{group}F{family_number[f]:0{width}d}" for f in people.family],
         genotypes=samples,
     )
+
+
+def group_prefix(options: SimulationOptions) -> str:
+    """Return what tells the ids of new people from those of the first cohort."""
+    return "" if options.people_seed is None else f"p{options.people_seed}x"
 
 
 def participants_table(
@@ -59,7 +65,7 @@ def participants_table(
     Its phenotypes: ``cognition`` falls with age and goes with the first heritable dimension of
     connectivity; ``education_years`` goes with neither.
     """
-    rng = stream(options.seed, "covariates")
+    rng = options.people_stream("covariates")
     noise = rng.standard_normal((2, len(people)))
     age_z = (people.age - 62.0) / 9.0
     cognition = -0.35 * age_z + 0.35 * brains.dimensions[:, 0] + 0.85 * noise[0]
@@ -141,6 +147,8 @@ def simulation_record(
 ) -> dict[str, Any]:
     """Return options, counts and causal variants as JSON-ready values."""
     settings = {key: value for key, value in asdict(options).items() if key != "n_jobs"}
+    if options.people_seed is None:
+        settings = {k: v for k, v in settings.items() if k not in ("people_seed", "new_subjects")}
     kinds, counts = np.unique([people.kind[f] for f in people.family], return_counts=True)
     has_effect = options.world == "signal"
     variants = [

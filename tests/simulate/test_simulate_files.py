@@ -63,6 +63,48 @@ def test_worlds_of_one_seed_share_their_reference(cohort, tmp_path):
     assert (null["bold"] / first.relative_to(cohort["bold"])).read_bytes() != first.read_bytes()
 
 
+def test_the_record_of_a_first_cohort_has_no_options_of_new_people(cohort):
+    settings = json.loads(cohort["simulation"].read_text())["options"]
+    assert not {"people_seed", "new_subjects"} & set(settings)
+
+
+def test_new_people_live_in_the_same_world(cohort, participants, tmp_path):
+    new = simulate_cohort(tmp_path / "new", replace(SMALL, people_seed=1, new_subjects=20))
+    for name in ("reference", "regions", "atlas", "atlas_table"):
+        assert new[name].read_bytes() == cohort[name].read_bytes()
+    sites = [[v.ID for v in VCF(str(files["genotypes"]))] for files in (cohort, new)]
+    assert sites[0] == sites[1]
+    effects = [
+        json.loads(files["simulation"].read_text())["score_variants"] for files in (cohort, new)
+    ]
+    assert effects[0] == effects[1]
+    people = pd.read_csv(new["participants"], sep="\t")
+    assert len(people) == 20
+    for column in ("participant_id", "family_id", "genotype_id"):
+        assert not set(people[column]) & set(participants[column])
+    assert sorted(path.name for path in new["bold"].glob("sub-*")) == list(people["participant_id"])
+    ours = participants.groupby("ancestry")["PC1"].mean()
+    theirs = people.groupby("ancestry")["PC1"].mean()
+    assert np.sign(theirs).tolist() == np.sign(ours).tolist()
+    assert (theirs / ours > 0.5).all()
+
+
+def test_new_people_of_other_seeds_are_others():
+    options = [replace(SMALL, people_seed=seed) for seed in (None, 0, 1, SMALL.seed)]
+    draws = [one.people_stream("people").random() for one in options]
+    assert len(set(draws)) == 4
+
+
+def test_new_people_cannot_be_drawn_from_real_genotypes(cohort, tmp_path):
+    with pytest.raises(InputError, match="people_seed"):
+        simulate_cohort(
+            tmp_path / "real", replace(SMALL, people_seed=1),
+            genotypes=cohort["genotypes"], reference=cohort["reference"],
+        )  # fmt: skip
+    with pytest.raises(InputError, match="new_subjects"):
+        replace(SMALL, new_subjects=25)
+
+
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="something is there already"):
