@@ -54,7 +54,17 @@ def check(
     rows = [["participants", len(cohort.participants)], *summary] if cohort else summary
     if cohort is not None:
         warnings += _unmatched(cohort, bold)
+        rows += _ancestry(cohort)
     return list(dict.fromkeys(problems)), [*missing, *warnings], rows
+
+
+def _ancestry(cohort: Cohort) -> list[list[Any]]:
+    """Say what strata take for ancestry where the table has none."""
+    people = cohort.participants
+    if "ancestry" in people and bool(people["ancestry"].notna().any()):
+        return []
+    found = "clusters of PC1 to PC4" if "PC1" in people else "none, and no PC1 to cluster by"
+    return [["ancestry of the strata (no column ancestry)", found]]
 
 
 def _unmatched(cohort: Cohort, bold: BoldOptions) -> list[Problem]:

@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import DictConfig
 
 from multimodal.simulate.options import SimulationOptions
-from multimodal.verbs.console import Stages
+from multimodal.verbs.console import Stages, say
 from multimodal.verbs.settings import options, plain
 
 
 def run(config: DictConfig) -> int:
     """Write the cohort that ``cohort`` describes into ``cohort.dir``."""
     with Stages().stage("simulate", f"{world_of(config.cohort)} world, seed {config.cohort.seed}"):
-        simulate(config.cohort)
+        folder = simulate(config.cohort)
+    people = len(pd.read_csv(folder / "participants.tsv", sep="\t", usecols=["participant_id"]))
+    say(f"{people} participants, their genotypes and BOLD runs written to {folder}")
+    say(f"next: genebold check cohort.dir={folder}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import gzip
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from command import genebold
 
 from encoders.errors import Problem
-from multimodal.cohort.table import CohortPaths
-from multimodal.verbs.check import check
+from multimodal.cohort.table import CohortPaths, read_cohort
+from multimodal.verbs.check import _ancestry, check
 
 DNA = "dna.config={d_model: 16, n_layer: 1}"
 
@@ -245,3 +246,11 @@ def test_a_real_scan_with_two_frames_is_refused_in_words(cohort: Path) -> None:
         assert "run too short" in done.stderr
         assert "2 frames" in done.stderr
         assert "2000" not in done.stderr
+
+
+def test_what_stands_in_for_ancestry_is_said(finished_cohort: Path) -> None:
+    cohort = read_cohort(CohortPaths.from_dir(finished_cohort))
+    assert _ancestry(cohort) == []
+    people = cohort.participants.drop(columns="ancestry")
+    ((_, found),) = _ancestry(replace(cohort, participants=people))
+    assert found == "clusters of PC1 to PC4"
