@@ -144,8 +144,7 @@ def embed_brains(
     InputError
         Another atlas, and all that `encode_brains` refuses.
     """
-    from multimodal.bold.parcels import load_atlas
-    from multimodal.features.encode import atlas_fingerprint, encode_brains
+    from multimodal.features.encode import encode_brains
     from multimodal.features.read import read_brain_features
 
     manifest = bundle.manifest
@@ -153,24 +152,54 @@ def embed_brains(
     bold = dict(manifest["bold"])
     wanted = bold.pop("atlas")
     if wanted is not None and cohort.paths.atlas is not None:
-        found = atlas_fingerprint(load_atlas(cohort.paths.atlas, cohort.paths.atlas_table))
-        if found != wanted:
-            raise InputError(
-                Problem(
-                    "other-atlas",
-                    str(cohort.paths.atlas),
-                    f"{found['parcels']} parcels, digest {found['sha256'][:12]}",
-                    f"the bundle's atlas: {wanted['parcels']} parcels, "
-                    f"digest {wanted['sha256'][:12]}",
-                    "use the label image and table the bundle was trained with",
-                )
-            )
+        table = _atlas_table(cohort.paths.atlas, cohort.paths.atlas_table, wanted)
+        cohort = replace(cohort, paths=replace(cohort.paths, atlas_table=table))
     store = encode_brains(cohort, encoder, BoldOptions(**bold), features_dir, batch_size=batch_size)
     features = read_brain_features(store)
     covariates = _covariates(manifest, cohort, features.participant_ids)
     latents = bundle.load_aligner().embed_brains(features, covariates)
     ids = features.participant_ids
     return Latents("brain", ids, ["new"] * len(ids), latents)
+
+
+def _atlas_table(image: Path, given: Path | None, wanted: Mapping[str, Any]) -> Path | None:
+    """Return the table that makes the label image the bundle's atlas.
+
+    Where none is given, ``atlas.tsv`` (or the image's own name) beside the image is tried too.
+
+    Raises
+    ------
+    InputError
+        No table does.
+    """
+    from multimodal.bold.parcels import load_atlas
+    from multimodal.features.encode import atlas_fingerprint
+
+    tried: list[Path | None] = [given]
+    if given is None:
+        own = image.with_name(image.name.split(".")[0] + ".tsv")
+        beside = dict.fromkeys([image.with_name("atlas.tsv"), own])
+        tried += [path for path in beside if path.is_file()]
+    found = [atlas_fingerprint(load_atlas(image, table)) for table in tried]
+    if wanted in found:
+        return tried[found.index(dict(wanted))]
+    fix = "use the label image and table the bundle was trained with"
+    if given is None and found[0]["parcels"] == wanted["parcels"]:
+        fix = (
+            "the number of parcels agrees, and no table of their names and centres is given: "
+            "set cohort.atlas_table to the one the bundle was trained with"
+        )
+    elif given is not None and atlas_fingerprint(load_atlas(image)) == wanted:
+        fix = f"the bundle was trained without a table: leave {given} out"
+    raise InputError(
+        Problem(
+            "other-atlas",
+            str(image),
+            f"{found[-1]['parcels']} parcels, digest {found[-1]['sha256'][:12]}",
+            f"the bundle's atlas: {wanted['parcels']} parcels, digest {wanted['sha256'][:12]}",
+            fix,
+        )
+    )
 
 
 def _bed(regions: Sequence[Mapping[str, Any]]) -> str:
