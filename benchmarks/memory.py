@@ -34,7 +34,7 @@ PUBLISHED = {
     "brainmt": ("brainmt", {}),
 }
 MODES = ("forward", "step", "step, checkpointed")
-LIMIT_GIB = 20
+LIMIT_GIB, LIMIT_S = 20, 900
 
 
 def main() -> int:
@@ -61,13 +61,17 @@ def main() -> int:
 
 def _in_process(name: str, mode: str) -> dict[str, Any]:
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, __file__, "--measure", name, mode],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **one_thread},
-    )
+    try:
+        ended = subprocess.run(
+            [sys.executable, __file__, "--measure", name, mode],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **one_thread},
+            timeout=LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not within {LIMIT_S} s"}
     if ended.returncode != 0:
         lines = ended.stderr.strip().splitlines()
         reason = lines[-1] if lines else f"ended with {ended.returncode}"
