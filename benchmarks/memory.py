@@ -99,12 +99,11 @@ def _measure(name: str, mode: str) -> dict[str, Any]:
     if training:
         features.square().sum().backward()
     seconds = time.perf_counter() - start
-    parameters = sum(p.numel() for p in encoder.parameters())
     return {
         "mib": _peak_mib() - before,
         "seconds": seconds,
         "input": what,
-        "parameters": parameters,
+        "parameters": encoder.spec.parameters,
     }
 
 

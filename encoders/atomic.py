@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp-"
+"""Prefix of unfinished files; a reader passes over them and a writer removes old ones."""
+
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in the same folder, sync it and give it its name.
@@ -20,7 +23,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         Takes the temporary path and writes all of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         write(temporary)
         with temporary.open("rb") as written:
@@ -28,12 +31,26 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    replace_file(path, lambda temporary: _write_text(temporary, text))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, keys in order, whole or not at all."""
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -54,7 +71,7 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
     if path.exists():
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
     try:
         fill(temporary)
         for file in temporary.iterdir():

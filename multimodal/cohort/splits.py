@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
-from multimodal.cohort.atomic import write_text
 from multimodal.cohort.table import Cohort
 from multimodal.cohort.tsv import TextTable, read_table
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from multimodal.cohort.atomic import replace_file
+from encoders.atomic import replace_file
 
 _GROUP_BYTES = 32 * 2**20
 _INPUTS = b"inputs"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from encoders.atomic import TEMPORARY, sync_folder, write_text
 from encoders.errors import InputError, Problem
-from multimodal.cohort.atomic import TEMPORARY, sync_folder, write_text
 from multimodal.features.fingerprint import as_json, difference, text_digest
 from multimodal.features.shards import shard_inputs, write_shard
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.bold.options import BoldOptions
-from multimodal.cohort.atomic import write_text
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.features.options import GenomeOptions

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from multimodal.cohort.atomic import replace_file
+from encoders.atomic import replace_file
 
 
 @dataclass(frozen=True)

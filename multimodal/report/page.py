@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
 
-from multimodal.cohort.atomic import write_text
+from encoders.atomic import write_text
 from multimodal.evaluate.unmatched import without_matching
 from multimodal.report.charts import bars
 from multimodal.report.inputs import ReportInputs, read_inputs

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.align.options import AlignOptions
-from multimodal.cohort.atomic import write_text
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels

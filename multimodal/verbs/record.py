@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.bold.bids import natural_key
-from multimodal.cohort.atomic import write_text
 from multimodal.cohort.table import CohortPaths
 from multimodal.verbs.console import say
 from multimodal.verbs.settings import cohort_paths, named_paths
