@@ -4,7 +4,8 @@ Work is split over batch rows and groups of channels, and the pieces run side by
 Groups have a fixed size, so that sums over them do not depend on how many threads there are.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -18,7 +19,6 @@ from encoders.selective_scan.library import SequenceView, address
 
 GROUP = 64
 _NEW = torch.library.custom_op
-Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @cache
@@ -26,8 +26,21 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="genebold-scan")
 
 
-def _spread(rows: int, channels: int, job: Callable[[int, int, int], None]) -> None:
-    """Call ``job(row, first channel, end)`` for every row and group of channels."""
+# A forked child has the pool but none of its threads.
+os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _spread(
+    rows: int,
+    channels: int,
+    job: Callable[[int, int, int], None],
+    held: Sequence[Tensor | None],
+) -> None:
+    """Call ``job(row, first channel, end)`` for every row and group of channels.
+
+    The kernels see addresses only: `held`, the tensors behind them, lives as long as any job,
+    whatever interrupts this function.
+    """
     pieces = [
         (row, first, min(first + GROUP, channels))
         for row in range(rows)
@@ -38,8 +51,21 @@ def _spread(rows: int, channels: int, job: Callable[[int, int, int], None]) -> N
         for piece in pieces:
             job(*piece)
         return
-    for done in _threads(threads).map(lambda piece: job(*piece), pieces):
-        assert done is None
+    futures = [_threads(threads).submit(_do, job, piece, held) for piece in pieces]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _do(
+    job: Callable[[int, int, int], None],
+    piece: tuple[int, int, int],
+    held: Sequence[Tensor | None],
+) -> None:
+    job(*piece)
 
 
 def _rowwise(values: Tensor) -> Tensor:
@@ -127,7 +153,7 @@ def scan(
         )
         library.call("scan_forward", part)
 
-    _spread(u.shape[0], u.shape[2], job)
+    _spread(u.shape[0], u.shape[2], job, (u, low, weight, bias, A, B, C, D, y, kept))
     return y, kept
 
 
@@ -195,7 +221,8 @@ def scan_backward(
         where.channel_begin, where.channel_end = first, end
         library.call("scan_backward", part)
 
-    _spread(rows, channels, job)
+    read = (grad_y, u, low, weight, bias, A, B, C, D, kept)
+    _spread(rows, channels, job, (*read, grad_u, grad_step, grad_b_c, grad_a, grad_skip))
     # An operator's outputs may share no memory.
     return (
         grad_u,
@@ -261,7 +288,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> 
     y = torch.empty(x.shape)
     whole = _convolution(x, weight, bias, reverse)
     whole.y = SequenceView.of(y)
-    _run_convolution("convolve", whole, x.shape)
+    _run_convolution("convolve", whole, x.shape, (x, weight, bias, y))
     return y
 
 
@@ -286,7 +313,8 @@ def _convolve_backward(
     whole = _convolution(x, weight, bias, reverse)
     whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
     whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)
-    _run_convolution("convolve_backward", whole, x.shape)
+    held = (grad_y, x, weight, bias, grad_x, grad_weight, grad_bias)
+    _run_convolution("convolve_backward", whole, x.shape, held)
     return grad_x, grad_weight.sum(dim=0), grad_bias.sum(dim=0)
 
 
@@ -314,7 +342,9 @@ def _convolution(
     )
 
 
-def _run_convolution(function: str, whole: library.Convolution, shape: torch.Size) -> None:
+def _run_convolution(
+    function: str, whole: library.Convolution, shape: torch.Size, held: Sequence[Tensor | None]
+) -> None:
     def job(row: int, first: int, end: int) -> None:
         part = library.Convolution.from_buffer_copy(whole)
         part.row_begin, part.row_end, part.channel_begin, part.channel_end = (
@@ -325,7 +355,7 @@ def _run_convolution(function: str, whole: library.Convolution, shape: torch.Siz
         )
         library.call(function, part)
 
-    _spread(shape[0], shape[2], job)
+    _spread(shape[0], shape[2], job, held)
 
 
 def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,8 +1,13 @@
 """The CPU kernels: exact on every instruction set, however the work is cut."""
 
+import gc
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -253,3 +258,59 @@ def test_loads_no_other_library() -> None:
         pytest.skip("ldd is Linux's")
     needed = subprocess.run(["ldd", str(built)], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"python|torch|gomp|omp\.so", needed)
+
+
+def test_without_a_skip_nothing_of_the_input_is_added() -> None:
+    arguments = [None if t is None else t.float() for t in draw(1, 3, 2, 2, 0, seed=7)]
+    arguments[0][0, 1, 0], arguments[5] = torch.inf, None
+    assert torch.equal(run(arguments, "cpu").isnan(), run(arguments, "reference").isnan())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """In a process of its own: a child that hangs would take the test with it."""
+    code = (
+        "import os, torch; from encoders.selective_scan.cpu import convolve_silu\n"
+        "torch.set_num_threads(2); x = torch.randn(2, 50, 130); w = torch.randn(130, 4)\n"
+        "wanted = convolve_silu(x, w, None); child = os.fork()\n"
+        "if child == 0:\n"
+        "    from encoders.selective_scan.cpu import _spread\n"
+        "    done = []; _spread(2, 130, lambda *piece: done.append(piece), ())\n"
+        "    os._exit(0 if len(done) == 6 else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None:
+    from encoders.selective_scan import cpu
+
+    started, released = threading.Event(), threading.Event()
+    tensor = torch.ones(3)
+    alive = weakref.ref(tensor)
+    seen = []
+
+    def job(row: int, first: int, end: int) -> None:
+        if first == 0:
+            started.wait(10)
+            raise KeyboardInterrupt
+        started.set()
+        released.wait(10)
+        seen.append(alive() is not None)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cpu._spread(1, 2 * cpu.GROUP, job, (tensor,))
+        del tensor
+        gc.collect()
+        released.set()
+        cpu._threads(2).submit(lambda: None).result(10)
+    finally:
+        torch.set_num_threads(before)
+    for _ in range(100):
+        if seen:
+            break
+        time.sleep(0.05)
+    assert seen == [True]

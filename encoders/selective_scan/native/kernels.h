@@ -149,8 +149,9 @@ TARGET static void scan_channels(const ScanForward &s, int64_t row, int64_t firs
     }
     time_steps(s, c, row, start, length, delta, input, nullptr);
     for (int64_t t = 0; t < length; t++) {
-      const Vec u = load_some(at(s.u, row, start + t) + first, c.count);
-      store(out + t * LANES, c.skip * u);
+      Vec skipped = {};
+      if (s.skip) skipped = c.skip * load_some(at(s.u, row, start + t) + first, c.count);
+      store(out + t * LANES, skipped);
     }
     advance_all(s, c, row, start, length, delta, input, state, out);
     finish_rows(s, c, row, start, length, out);
