@@ -11,7 +11,17 @@ _TRANSFORMERS = frozenset(
         *("cross_attention_hidden_size", "chunk_size_feed_forward", "use_cache"),
         *("output_attentions", "output_hidden_states", "return_dict"),
         *("finetuning_task", "id2label", "label2id", "num_labels", "problem_type"),
-        *("prefix", "task_specific_params", "tf_legacy_loss"),
+        *("prefix", "task_specific_params", "tf_legacy_loss", "pruned_heads"),
+        # How text would be generated, which none of these networks does.
+        *("max_length", "min_length", "do_sample", "early_stopping", "num_beams"),
+        *("num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p"),
+        *("repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("output_scores", "return_dict_in_generate", "forced_bos_token_id"),
+        *("forced_eos_token_id", "remove_invalid_values", "suppress_tokens"),
+        *("exponential_decay_length_penalty", "begin_suppress_tokens"),
+        # Memory against time in training; no number changes.
+        *("gradient_checkpointing", "gradient_checkpointing_stride"),
     )
 )
 

@@ -290,13 +290,17 @@ def cast_mamba(module: nn.Module, dtype: torch.dtype) -> None:
         A network with Mamba blocks anywhere in it; changed in place.
     dtype : torch.dtype
     """
-    module.to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    for block in module.modules():
-        if isinstance(block, Mamba):
-            for reading in block.readings:
-                reading.A_log.data = reading.A_log.data.to(wide)
-                reading.D.data = reading.D.data.to(wide)
+    blocks = [block for block in module.modules() if isinstance(block, Mamba)]
+    kept = [
+        (parameter, parameter.data.to(wide))
+        for block in blocks
+        for reading in block.readings
+        for parameter in (reading.A_log, reading.D)
+    ]
+    module.to(dtype)
+    for parameter, values in kept:
+        parameter.data = values
 
 
 @torch.no_grad()

@@ -143,8 +143,24 @@ def _foreign_names(path: Path) -> list[str]:
         return []
 
 
+_NAMED = (("state_dict",), ("model_state_dict",))
+
+
 def _find_state_dict(content: object, path: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     candidates = _state_dicts(content, ())
+    if len(candidates) > 1:
+        # Class weights among the hyper-parameters, say: what is called a state dict is meant.
+        named = {nesting: found for nesting, found in candidates.items() if nesting[-1:] in _NAMED}
+        candidates = named if len(named) == 1 else candidates
+    odd = [
+        f"{'.'.join((*nesting, name))} (on {tensor.device}, {tensor.layout}, {tensor.dtype})"
+        for nesting, found in candidates.items()
+        for name, tensor in found.items()
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta"
+    ]
+    if odd:
+        wanted = "dense tensors with their numbers"
+        raise InputError(Problem("weights-format", str(path), ", ".join(odd[:5]), wanted))
     if len(candidates) == 1:
         return next(iter(candidates.items()))
     if candidates:

@@ -251,10 +251,12 @@ def _misfits(name: str, tensor: Tensor, target: Tensor, source: str) -> list[Pro
     if tensor.is_floating_point() != target.is_floating_point():
         found, kind = f"{name} is {tensor.dtype}", str(target.dtype)
         problems.append(Problem("tensor-dtype", source, found, kind))
-    elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
-        found = f"{name} has {count} values that are NaN or infinite"
-        problems.append(Problem("tensor-not-finite", source, found, "finite numbers"))
+    elif tensor.is_floating_point():
+        # As they will be used: float16 ends at 65,504.
+        bad = ~tensor.to(target.dtype).isfinite()
+        if bool(bad.any()):
+            found = f"{name} has {int(bad.sum())} values that are NaN or infinite in {target.dtype}"
+            problems.append(Problem("tensor-not-finite", source, found, "finite numbers"))
     return problems
 
 
@@ -308,7 +310,8 @@ def _find_weights_file(folder: Path) -> Path:
 
 def _read_shards(index_path: Path) -> dict[str, Tensor]:
     weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    named = isinstance(weight_map, dict) and all(isinstance(x, str) for x in weight_map.values())
+    if not named or not weight_map:
         raise InputError(
             Problem("weights-index", str(index_path), "no weight_map", "tensor name -> shard file")
         )
@@ -331,7 +334,7 @@ def _read_shards(index_path: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(damaged(path, error, "JSON")) from error
     if not isinstance(values, dict):
         raise InputError(

@@ -90,8 +90,10 @@ def _stored_arguments(stored: Weights) -> dict[str, Any] | None:
         data = inside.get("dataset")
         dataset = data.get("ds_name") if isinstance(data, Mapping) else None
         return {**inside["model"], "dataset": dataset}
-    if stored.config is not None and "embed_dim" in stored.config:
-        return stored.config
+    beside = stored.config or {}
+    for values in (beside, beside.get("constructor"), beside.get("model")):
+        if isinstance(values, Mapping) and "embed_dim" in values:
+            return dict(values)
     return None
 
 

@@ -194,8 +194,18 @@ def test_weights_without_a_configuration_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_brainmt(tmp_path)
     assert error.value.problems[0].code == "config-missing"
-    (tmp_path / "config.json").write_text(json.dumps(small().spec.config))
-    assert torch.equal(load_brainmt(tmp_path)(segments()), small()(segments()))
+    values = small().spec.config
+    for content in (values, {"constructor": values, "seed": 3}, {"model": values}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert torch.equal(load_brainmt(tmp_path)(segments()), small()(segments()))
+
+
+def test_rates_of_decay_stay_wide_in_fresh_narrow_weights() -> None:
+    wide = dict(small().backbone.named_parameters())
+    narrow = load_brainmt(config=SMALL, dtype="bfloat16").backbone
+    rates = {n: p for n, p in narrow.named_parameters() if n.endswith(("A_log", "mixer.D"))}
+    assert rates
+    assert all(torch.equal(values, wide[name]) for name, values in rates.items())
 
 
 def test_all_that_is_wrong_with_weights_is_listed(tmp_path: Path) -> None:

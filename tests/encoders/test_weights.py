@@ -120,6 +120,34 @@ def test_ambiguous_state_dicts_are_refused_by_name(tmp_path: Path) -> None:
     assert codes(error) == ["weights-ambiguous"]
 
 
+def test_what_is_called_a_state_dict_is_meant(tmp_path: Path) -> None:
+    content = {"state_dict": TENSORS, "hyper_parameters": {"class_weights": TENSORS}}
+    torch.save(content, tmp_path / "x.ckpt")
+    assert_same(read_weights(tmp_path / "x.ckpt").tensors)
+
+
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(2, device="meta")])
+def test_tensors_without_dense_numbers_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save({"a": torch.ones(2), "b": odd}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="b "):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", ['{"weight_map": {"a": 3}}', '{"weight_map": ["x"]}'])
+def test_an_index_that_names_no_files_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError) as error:
+        read_weights(tmp_path)
+    assert codes(error) == ["weights-index"]
+
+
+def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"config\.json"):
+        read_weights(tmp_path)
+
+
 class Sneaky:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("ran.txt"),))
@@ -245,6 +273,14 @@ def test_load_strict_lists_everything_and_changes_nothing() -> None:
     ]
     assert all("file.safetensors" in problem.where for problem in error.value.problems)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_numbers_beyond_the_networks_type_are_refused() -> None:
+    tensors = good() | {"one.bias": torch.tensor([1.0, 1e5])}
+    load_strict(Net(), tensors, source="x")
+    with pytest.raises(InputError, match="float16") as error:
+        load_strict(Net().half(), tensors, source="x")
+    assert codes(error) == ["tensor-not-finite"]
 
 
 def test_ties_fill_and_are_checked() -> None:
