@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("encoders/selective_scan/native")
@@ -25,6 +26,11 @@ class BuildKernels(build_ext):
         except Exception as error:  # setuptools has one error type a platform and compiler
             self._say(error)
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """Name the library without a Python version: it has none of Python in it."""
+        path = Path(super().get_ext_filename(fullname))
+        return str(path.with_name(path.name.partition(".")[0] + path.suffix))
+
     def build_extension(self, ext: Extension) -> None:
         """Build one extension, or say why not."""
         try:
@@ -45,6 +51,14 @@ class BuildKernels(build_ext):
         )
 
 
+class WheelOfAnyPython(bdist_wheel):
+    """A wheel for one platform and every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Keep the platform alone."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     packages=[
         *find_packages(include=["encoders*", "projectors*", "multimodal*"]),
@@ -60,5 +74,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": WheelOfAnyPython},
 )
