@@ -6,6 +6,7 @@ where the repository wants one. No code of a repository is fetched.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,23 +65,41 @@ def download(hub_id: str, revision: str | None) -> Snapshot:
     InputError
         The hub, or offline the cache, does not have it.
     """
+    root, folder = fetch(hub_id, revision, _NO_CODE)
+    if not list(folder.glob("*.safetensors")):
+        fetch(hub_id, revision, _TORCH)
+    if not folder.is_dir():
+        prefix = "/".join(hub_id.split("/")[2:]) + "/"
+        raise InputError(
+            Problem("weights-hub", hub_id, f"no folder {prefix}", "a folder of the repository")
+        )
+    licence = read_card_licence(folder) or read_card_licence(root)
+    return Snapshot(folder, f"{hub_id}@{root.name}", licence)
+
+
+def fetch(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, Path]:
+    """Fetch those files of a hub id's folder that match, and the repository's card.
+
+    Returns
+    -------
+    root, folder : Path
+        The repository's snapshot, named by its commit, and the id's folder in it, which need
+        not exist.
+
+    Raises
+    ------
+    InputError
+        The hub, or offline the cache, does not have it.
+    """
     from huggingface_hub import snapshot_download
 
     owner, name, *subfolder = hub_id.split("/")
     prefix = "".join(f"{part}/" for part in subfolder)
-
-    def fetch(patterns: tuple[str, ...]) -> Path:
-        wanted = [prefix + pattern for pattern in patterns]
-        if prefix:
-            wanted.append("README.md")
-        root = snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=wanted)
-        return Path(root)
-
+    wanted = [prefix + pattern for pattern in patterns]
+    if prefix:
+        wanted.append("README.md")
     try:
-        root = fetch(_NO_CODE)
-        folder = root.joinpath(*subfolder)
-        if not list(folder.glob("*.safetensors")):
-            fetch(_TORCH)
+        found = snapshot_download(f"{owner}/{name}", revision=revision, allow_patterns=wanted)
     # huggingface_hub's own errors derive from these; a bad id or revision is a ValueError.
     except (OSError, ValueError) as error:
         raise InputError(
@@ -92,9 +111,5 @@ def download(hub_id: str, revision: str | None) -> Snapshot:
                 "without network, download the folder elsewhere and give its path",
             )
         ) from error
-    if not folder.is_dir():
-        raise InputError(
-            Problem("weights-hub", hub_id, f"no folder {prefix}", "a folder of the repository")
-        )
-    licence = read_card_licence(folder) or read_card_licence(root)
-    return Snapshot(folder, f"{hub_id}@{root.name}", licence)
+    root = Path(found)
+    return root, root.joinpath(*subfolder)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import InputError, Problem
-from encoders.hub import is_hub_id
+from encoders.hub import fetch, is_hub_id
 from encoders.huggingface.library import import_transformers
 from encoders.torch_files import first_line
 from encoders.weights import read_weights
@@ -166,29 +166,7 @@ def refuse_code(values: Mapping[str, Any], where: str, *, tokenizer: bool) -> No
 
 
 def _fetch(hub_id: str, revision: str | None) -> ModelFiles:
-    from huggingface_hub import snapshot_download
-
-    owner, repository, *subfolder = hub_id.split("/")
-    prefix = "".join(f"{part}/" for part in subfolder)
-    try:
-        root = Path(
-            snapshot_download(
-                f"{owner}/{repository}",
-                revision=revision,
-                allow_patterns=[prefix + pattern for pattern in _SMALL_FILES],
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            Problem(
-                "weights-hub",
-                hub_id + (f" at revision {revision}" if revision else ""),
-                f"no such local file or folder, and the hub could not give it: {first_line(error)}",
-                "a path that exists, or a hub id that can be reached or lies in the cache",
-                "without network, download the folder elsewhere and give its path",
-            )
-        ) from error
-    folder = root.joinpath(*subfolder)
+    root, folder = fetch(hub_id, revision, _SMALL_FILES)
     # A snapshot's folder is named by its commit: the weights are then fetched of the same one.
     commit = root.name
     name = f"{hub_id}@{commit}"

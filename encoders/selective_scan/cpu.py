@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from encoders.selective_scan import library
@@ -66,6 +65,24 @@ def _do(
     held: Sequence[Tensor | None],
 ) -> None:
     job(*piece)
+
+
+def _run(
+    function: str,
+    whole: library.ScanForward | library.ScanBackward | library.Convolution,
+    shape: torch.Size,
+    held: Sequence[Tensor | None],
+) -> None:
+    """Call a kernel on every row and channel of [B, L, D]; it reads and writes `held`."""
+
+    def job(row: int, first: int, end: int) -> None:
+        part = type(whole).from_buffer_copy(whole)
+        where = part.forward if isinstance(part, library.ScanBackward) else part
+        where.row_begin, where.row_end = row, row + 1
+        where.channel_begin, where.channel_end = first, end
+        library.call(function, part)
+
+    _spread(shape[0], shape[2], job, held)
 
 
 def _rowwise(values: Tensor) -> Tensor:
@@ -126,7 +143,7 @@ def scan(
     reverse: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run the scan of `encoders.selective_scan.api.scan_steps` on the CPU, in float32.
+    """Run `encoders.selective_scan.selective_scan` on the CPU, in float32.
 
     Returns
     -------
@@ -143,17 +160,7 @@ def scan(
     whole.y = SequenceView.of(y)
     whole.kept = address(kept) if keep else None
 
-    def job(row: int, first: int, end: int) -> None:
-        part = library.ScanForward.from_buffer_copy(whole)
-        part.row_begin, part.row_end, part.channel_begin, part.channel_end = (
-            row,
-            row + 1,
-            first,
-            end,
-        )
-        library.call("scan_forward", part)
-
-    _spread(u.shape[0], u.shape[2], job, (u, low, weight, bias, A, B, C, D, y, kept))
+    _run("scan_forward", whole, u.shape, (u, low, weight, bias, A, B, C, D, y, kept))
     return y, kept
 
 
@@ -214,15 +221,9 @@ def scan_backward(
         grad_skip=address(grad_skip),
     )
 
-    def job(row: int, first: int, end: int) -> None:
-        part = library.ScanBackward.from_buffer_copy(whole)
-        where = part.forward
-        where.row_begin, where.row_end = row, row + 1
-        where.channel_begin, where.channel_end = first, end
-        library.call("scan_backward", part)
-
     read = (grad_y, u, low, weight, bias, A, B, C, D, kept)
-    _spread(rows, channels, job, (*read, grad_u, grad_step, grad_b_c, grad_a, grad_skip))
+    written = (grad_u, grad_step, grad_b_c, grad_a, grad_skip)
+    _run("scan_backward", whole, u.shape, (*read, *written))
     # An operator's outputs may share no memory.
     return (
         grad_u,
@@ -283,30 +284,27 @@ scan.register_autograd(_scan_gradients, setup_context=_save_scan)
 
 
 @_NEW("genebold::cpu_convolve", mutates_args=(), device_types="cpu")
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """Convolve and apply SiLU as `selective_scan.convolve_silu`, in float32; 8 taps at most."""
     x, weight, bias = _rowwise(x), weight.float().contiguous(), _dense(bias)
     y = torch.empty(x.shape)
     whole = _convolution(x, weight, bias, reverse)
     whole.y = SequenceView.of(y)
-    _run_convolution("convolve", whole, x.shape, (x, weight, bias, y))
+    _run("convolve", whole, x.shape, (x, weight, bias, y))
     return y
 
 
-@_convolve.register_fake
+@convolve.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
-@_NEW("genebold::cpu_convolve_backward", mutates_args=(), device_types="cpu")
-def _convolve_backward(
+@_NEW("genebold::cpuconvolve_backward", mutates_args=(), device_types="cpu")
+def convolve_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_y, x, weight, bias = (
-        _rowwise(grad_y),
-        _rowwise(x),
-        weight.float().contiguous(),
-        _dense(bias),
-    )
+    grad_y, x = _rowwise(grad_y), _rowwise(x)
+    weight, bias = weight.float().contiguous(), _dense(bias)
     rows, _, channels = x.shape
     grad_x = torch.empty(x.shape)
     grad_weight, grad_bias = torch.empty(rows, *weight.shape), torch.empty(rows, channels)
@@ -314,11 +312,11 @@ def _convolve_backward(
     whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
     whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)
     held = (grad_y, x, weight, bias, grad_x, grad_weight, grad_bias)
-    _run_convolution("convolve_backward", whole, x.shape, held)
+    _run("convolve_backward", whole, x.shape, held)
     return grad_x, grad_weight.sum(dim=0), grad_bias.sum(dim=0)
 
 
-@_convolve_backward.register_fake
+@convolve_backward.register_fake
 def _(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,22 +340,6 @@ def _convolution(
     )
 
 
-def _run_convolution(
-    function: str, whole: library.Convolution, shape: torch.Size, held: Sequence[Tensor | None]
-) -> None:
-    def job(row: int, first: int, end: int) -> None:
-        part = library.Convolution.from_buffer_copy(whole)
-        part.row_begin, part.row_end, part.channel_begin, part.channel_end = (
-            row,
-            row + 1,
-            first,
-            end,
-        )
-        library.call(function, part)
-
-    _spread(shape[0], shape[2], job, held)
-
-
 def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, ctx.reverse = inputs
     ctx.save_for_backward(x, weight, bias)
@@ -365,35 +347,9 @@ def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _convolution_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _convolve_backward(grad_y, x, weight, bias, ctx.reverse)
+    grad_x, grad_weight, grad_bias = convolve_backward(grad_y, x, weight, bias, ctx.reverse)
     kept = None if bias is None else grad_bias.to(bias.dtype)
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype), kept, None
 
 
-_convolve.register_autograd(_convolution_gradients, setup_context=_save_convolution)
-
-
-def convolve_silu(
-    x: Float[Tensor, "batch length channel"],
-    weight: Float[Tensor, "channel taps"],
-    bias: Float[Tensor, " channel"] | None,
-    *,
-    reverse: bool = False,
-) -> Float[Tensor, "batch length channel"]:
-    """Convolve each channel over the positions before (or, reversed, after) it; then SiLU.
-
-    Parameters
-    ----------
-    x : Tensor [B, L, D]
-    weight : Tensor [D, K]
-        At most 8 taps; the last is the position itself.
-    bias : Tensor [D], optional
-    reverse : bool
-        Read from the end; bit-equal to flipping, convolving and flipping back.
-
-    Returns
-    -------
-    Tensor [B, L, D] float32
-    """
-    y: Tensor = _convolve(x, weight, bias, reverse)
-    return y
+convolve.register_autograd(_convolution_gradients, setup_context=_save_convolution)

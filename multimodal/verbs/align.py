@@ -31,8 +31,7 @@ from multimodal.verbs.encode import encode, preparation
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
 from multimodal.verbs.settings import flag, plain
-from multimodal.verbs.upfront import align_options, refuse_bad_settings
-from multimodal.verbs.upfront import evaluate_options as evaluate_options
+from multimodal.verbs.upfront import align_options, evaluate_options, refuse_bad_settings
 
 
 def run(config: DictConfig) -> int:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from encoders.errors import InputError, Problem
 from multimodal.bold.options import BoldOptions
 from multimodal.cohort.near_misses import find_missing_parts, find_near_misses
+from multimodal.cohort.strays import find_unmatched_samples, find_unmatched_scans
 from multimodal.cohort.table import Cohort, CohortPaths, find_table_problems, read_cohort
-from multimodal.cohort.unmatched import find_unmatched_samples, find_unmatched_scans
 from multimodal.features.options import GenomeOptions
 from multimodal.verbs.console import say, table, warn
 from multimodal.verbs.encode import preparation

@@ -22,16 +22,15 @@ from multimodal.evaluate.unmatched import without_matching
 from multimodal.features.store import read_fingerprint
 from multimodal.features.tables import GeneFeatures
 from multimodal.report.provenance import simulation_of
-from multimodal.verbs.align import digest_of, evaluate_options, say_retrieval, strata_of
+from multimodal.verbs.align import digest_of, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.pipeline import Joint, join
 from multimodal.verbs.record import read_record, update_metrics
 from multimodal.verbs.settings import cohort_paths, flag, named_paths, options, plain
+from multimodal.verbs.upfront import METHODS, evaluate_options
 
 if TYPE_CHECKING:
     from multimodal.align.aligner import Aligner
-
-METHODS = ("auto", "crossfit", "heldout")
 
 
 def run(config: DictConfig) -> int:

@@ -171,7 +171,7 @@ def test_not_a_number_is_not_lost() -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("length", "taps"), [(1, 4), (3, 4), (70, 4), (33, 1), (20, 8)])
 def test_convolution(level: str, length: int, taps: int, reverse: bool) -> None:
-    from encoders.selective_scan.cpu import convolve_silu
+    from encoders.selective_scan import convolve_silu
 
     generator = torch.Generator().manual_seed(length)
     shapes = [(2, length, 37), (37, taps), (37,)]
@@ -198,7 +198,7 @@ def test_operators_are_well_formed() -> None:
     given_to_scan = (u, delta, weight, bias, decay, b, c, d, True, False, True)
     torch.library.opcheck(cpu.scan, given_to_scan, rtol=1e-4, atol=1e-4)
     convolved = (u, torch.randn(5, 4, requires_grad=True), bias, True)
-    torch.library.opcheck(cpu._convolve, convolved, rtol=1e-4, atol=1e-4)
+    torch.library.opcheck(cpu.convolve, convolved, rtol=1e-4, atol=1e-4)
 
 
 def test_the_cpu_backend_refuses_float64() -> None:
@@ -270,7 +270,7 @@ def test_without_a_skip_nothing_of_the_input_is_added() -> None:
 def test_a_forked_child_has_threads_of_its_own() -> None:
     """In a process of its own: a child that hangs would take the test with it."""
     code = (
-        "import os, torch; from encoders.selective_scan.cpu import convolve_silu\n"
+        "import os, torch; from encoders.selective_scan import convolve_silu\n"
         "torch.set_num_threads(2); x = torch.randn(2, 50, 130); w = torch.randn(130, 4)\n"
         "wanted = convolve_silu(x, w, None); child = os.fork()\n"
         "if child == 0:\n"

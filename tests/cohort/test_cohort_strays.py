@@ -1,6 +1,6 @@
 """Ids that nothing answers to are warned of: how many, the first few, and what they may be."""
 
-from multimodal.cohort.unmatched import find_unmatched_samples, find_unmatched_scans
+from multimodal.cohort.strays import find_unmatched_samples, find_unmatched_scans
 
 
 def test_all_together_is_no_warning() -> None:
