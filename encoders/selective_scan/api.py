@@ -1,50 +1,12 @@
-"""The operation itself: argument checks, precision, and the choice of a backend."""
-
-import warnings
-from functools import cache
+"""The operation itself: argument checks, precision, and the call of a backend."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from encoders.selective_scan import chunked, library, reference
-
-BACKENDS = ("cpu", "torch", "reference")
-
-
-def list_backends() -> list[str]:
-    """Return the names `selective_scan` takes as `backend`, fastest first.
-
-    ``cpu`` are the native kernels, in float32, and only there where they were built; ``torch`` runs
-    anywhere in any precision; ``reference`` is the definition, one step a position.
-    """
-    return [name for name in BACKENDS if name != "cpu" or library.is_built()]
-
-
-def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Return the name of the backend that `selective_scan` takes by itself.
-
-    Parameters
-    ----------
-    device : torch.device
-    dtype : torch.dtype
-        What it computes in: float32, or float64 where an input is.
-    """
-    if device.type == "cpu" and dtype == torch.float32:
-        if library.is_built():
-            return "cpu"
-        _say_slow()
-    return "torch"
-
-
-@cache
-def _say_slow() -> None:
-    warnings.warn(
-        "the selective scan runs on its slow path: the native CPU kernels are not built; "
-        "`genebold encoders build` makes them where a C++ compiler is at hand",
-        stacklevel=4,
-    )
+from encoders.selective_scan import chunked, reference
+from encoders.selective_scan.choice import backend_for, refusal
 
 
 def selective_scan(
@@ -88,7 +50,8 @@ def selective_scan(
     reverse : bool
         Run from the last position to the first; as flipping all sequences, and the result.
     backend : str, optional
-        One of `list_backends`; by default `backend_for` device and type.
+        One of `list_backends`; by default `backend_for` device and type, which the environment
+        variable ``GENEBOLD_SCAN_BACKEND`` decides where it is set.
 
     Returns
     -------
@@ -99,7 +62,9 @@ def selective_scan(
     ------
     ValueError
         Shapes that do not fit together; a backend that is unknown, or cannot compute in the
-        inputs' type.
+        inputs' type on their device.
+    InputError
+        The same, asked for by the environment variable.
 
     References
     ----------
@@ -108,13 +73,11 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, delta_weight, delta_bias)
     wide = torch.promote_types(torch.promote_types(u.dtype, A.dtype), torch.float32)
     name = backend_for(u.device, wide) if backend is None else backend
-    if name not in list_backends():
-        raise ValueError(f"unknown scan backend {name!r}; one of {', '.join(list_backends())}")
+    if backend is not None and (refused := refusal(name, u.device, wide)):
+        raise ValueError(refused)
     if name == "cpu":
         from encoders.selective_scan import cpu
 
-        if wide != torch.float32 or u.device.type != "cpu":
-            raise ValueError(f"the cpu backend computes in float32 there, not {wide} on {u.device}")
         steps = (u, delta, delta_weight, delta_bias, A, B, C, D)
         keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in steps)
         return cpu.scan(*steps, delta_softplus, reverse, keep)[0].to(u.dtype)

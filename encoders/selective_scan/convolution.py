@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from encoders.selective_scan import library
+from encoders.selective_scan.choice import backend_for
 
 
 def convolve_silu(
@@ -18,6 +19,7 @@ def convolve_silu(
     """Convolve each channel over the positions before it, and apply SiLU.
 
     Sums are taken in float32 at least; rounded to the type of `x` before SiLU, as upstream does.
+    Computed by the backend that the scan would take there.
 
     Parameters
     ----------
@@ -33,16 +35,17 @@ def convolve_silu(
     Tensor [B, L, D]
         In the type of `x`.
     """
-    native = library.is_built() and x.device.type == "cpu" and weight.shape[1] <= library.MAX_TAPS
-    if native and x.dtype == weight.dtype == torch.float32:
+    length, taps = x.shape[1], weight.shape[1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    backend = backend_for(x.device, torch.promote_types(wide, weight.dtype))
+    plain = x.dtype == weight.dtype == torch.float32
+    if backend == "cpu" and plain and taps <= library.MAX_TAPS:
         from encoders.selective_scan import cpu
 
         y: Tensor = cpu.convolve(x, weight, bias, reverse)
         return y
     if reverse:
         return convolve_silu(x.flip(1), weight, bias).flip(1)
-    length, taps = x.shape[1], weight.shape[1]
-    wide = torch.promote_types(x.dtype, torch.float32)
     padded = F.pad(x.to(wide), (0, 0, taps - 1, 0))
     rows = weight.to(wide).T
     out = padded[:, :length] * rows[0]

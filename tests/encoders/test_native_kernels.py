@@ -214,14 +214,14 @@ def test_an_unknown_level_is_refused(monkeypatch) -> None:
 
 
 def test_without_kernels_the_torch_backend_takes_over(monkeypatch) -> None:
-    from encoders.selective_scan import api
+    from encoders.selective_scan import choice
 
     monkeypatch.setattr(library, "is_built", lambda: False)
-    api._say_slow.cache_clear()
+    choice._say_slow.cache_clear()
     assert "cpu" not in list_backends()
     with pytest.warns(UserWarning, match="encoders build"):
-        assert api.backend_for(torch.device("cpu")) == "torch"
-    api._say_slow.cache_clear()
+        assert choice.backend_for(torch.device("cpu")) == "torch"
+    choice._say_slow.cache_clear()
 
 
 def test_no_compiler_is_said() -> None:

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoders.errors import InputError
 from encoders.selective_scan import backend_for, chunked, list_backends, selective_scan
+from encoders.selective_scan.choice import BACKEND_VARIABLE
 
 NAMES = ("u", "delta", "A", "B", "C", "D")
 
@@ -175,6 +177,21 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="unknown scan backend"):
         selective_scan(*inputs, backend="abacus")
     assert backend_for(torch.device("cpu")) in list_backends()
+
+
+def test_the_environment_chooses(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    for name in list_backends():
+        monkeypatch.setenv(BACKEND_VARIABLE, name)
+        assert backend_for(cpu) == name
+    single = [tensor.float() for tensor in make_inputs()]
+    assert torch.equal(selective_scan(*single), selective_scan(*single, backend="reference"))
+    for name in ("abacus", "cpu"):
+        monkeypatch.setenv(BACKEND_VARIABLE, name)
+        with pytest.raises(InputError, match=BACKEND_VARIABLE):
+            selective_scan(*make_inputs())
+    monkeypatch.setenv(BACKEND_VARIABLE, "")
+    assert backend_for(cpu, torch.float64) == "torch"
 
 
 def test_softplus_steps_of_a_mamba_block() -> None:
