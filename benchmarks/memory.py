@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from machine import describe_commit, describe_machine
+from peak import peak_mib
 
 RESULTS = Path(__file__).parent / "results"
 # Length in bases of the DNA window, where the published 131,072 would only take longer.
@@ -93,7 +94,7 @@ def _measure(name: str, mode: str) -> dict[str, Any]:
     encoder.requires_grad_(training)
     if mode == "step, checkpointed":
         encoder.gradient_checkpointing(True)
-    before = _peak_mib(reset=True)
+    before = peak_mib(reset=True)
     start = time.perf_counter()
     with torch.set_grad_enabled(training):
         features = encoder(*given)
@@ -101,7 +102,7 @@ def _measure(name: str, mode: str) -> dict[str, Any]:
         features.square().sum().backward()
     seconds = time.perf_counter() - start
     return {
-        "mib": _peak_mib() - before,
+        "mib": peak_mib() - before,
         "seconds": seconds,
         "input": what,
         "parameters": encoder.spec.parameters,
@@ -123,15 +124,6 @@ def _input(encoder: Any) -> tuple[tuple[Any, ...], str]:
     shape = (1, 1, *wanted.shape, wanted.frames)
     grid = " x ".join(map(str, wanted.shape))
     return (torch.randn(shape, generator=generator),), f"{grid} voxels, {wanted.frames} frames"
-
-
-def _peak_mib(reset: bool = False) -> float:
-    """Return the peak resident memory so far, in MiB; Linux can start it afresh."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(line for line in status if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024
 
 
 def _report(rows: list[tuple[str, dict[str, dict[str, Any]]]]) -> str:
