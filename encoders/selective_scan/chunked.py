@@ -1,10 +1,12 @@
-"""The selective scan in plain torch: tiles side by side, blocks one after the other.
+"""The selective scan in plain torch: one call a position, over as many numbers as pay for a call.
 
-A block is cut into tiles of equal length. All tiles advance together, one position a step, from
-zero; their end states, carried from tile to tile, give every tile its true start; a second pass
-from there gives the states. So a block of T tiles of K positions takes 2 K + T steps where the
-definition takes T K, and each step works on T times the numbers. Decays are only ever multiplied
-(each is at most one), never divided by, so that nothing overflows however large the time steps.
+Where a row's channels and states are many, a block of positions is one tile, run through position
+by position. Where they are few, it is cut into tiles of equal length that advance together, one
+position a step, from zero; their end states, carried from tile to tile, give every tile its true
+start; a second pass from there gives the states. So a block of T tiles of K positions takes 2 K + T
+steps where the definition takes T K, and each step works on T times the numbers. Decays are only
+ever multiplied (each is at most one), never divided by, so that nothing overflows however large the
+time steps.
 
 Memory is bounded: states of one block, a few rows and some channels are all that exists at a
 time, in the backward pass too, which keeps one state a block and recomputes the rest.
@@ -18,11 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-BLOCK_TILES = 32
+MOST_TILES = 32
+# A tile of its own: long enough that what is done once a block costs little.
+LONG_TILE = 64
 # Numbers in one step's states: enough to hide the cost of a call, few enough for the cache.
-_STEP_NUMBERS = {"cpu": 2**15, "cuda": 2**21}
+_STEP_NUMBERS = {"cpu": 2**13, "cuda": 2**21}
 
 
 def scan(
@@ -33,28 +36,46 @@ def scan(
     C: Float[Tensor, "batch length state"],
 ) -> Float[Tensor, "batch length channel"]:
     """Run ``h = exp(dt A) h + B x; y = C h`` over the length, from ``h = 0``."""
-    y: Tensor = _Scan.apply(x, dt, A, B, C)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, dt, A, B, C))
+    y: Tensor = forward(x, dt, A, B, C, keep)[0]
     return y
 
 
+class _Steps(NamedTuple):
+    """Numbers of a block [K, R, T, N, c], and the view of each position."""
+
+    whole: Tensor
+    each: tuple[Tensor, ...]
+
+
 class _Scratch(threading.local):
-    """Memory for one block's states, kept between calls: fresh pages cost more than the sums."""
+    """Memory for one block's states, kept between calls: fresh pages cost more than the sums.
+
+    So are the views of its positions, which cost nearly as much in small blocks.
+    """
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.steps: dict[tuple[str, torch.dtype], _Steps] = {}
 
-    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        # What a traced run leaves here would be no memory, and wrong numbers in every later run.
-        if like.device.type != "cpu" or torch.compiler.is_compiling():
-            return like.new_empty(shape)
-        numbers = math.prod(shape)
-        buffer = self.buffers.get((name, like.dtype))
-        if buffer is None or len(buffer) < numbers:
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> _Steps:
+        if like.device.type != "cpu":
+            whole = like.new_empty(shape)
+            return _Steps(whole, whole.unbind())
+        key = name, like.dtype
+        kept = self.steps.get(key)
+        if kept is None or kept.whole.shape != shape:
             # A tensor born in inference mode could not be written to outside of it.
-            with torch.inference_mode(False):
-                buffer = torch.empty(numbers, dtype=like.dtype)
-            self.buffers[name, like.dtype] = buffer
-        return buffer[:numbers].view(*shape)
+            with torch.inference_mode(False), torch.no_grad():
+                whole = self._buffer(key, math.prod(shape)).view(*shape)
+                kept = self.steps[key] = _Steps(whole, whole.unbind())
+        return kept
+
+    def _buffer(self, key: tuple[str, torch.dtype], numbers: int) -> Tensor:
+        buffer = self.buffers.get(key)
+        if buffer is None or len(buffer) < numbers:
+            buffer = self.buffers[key] = torch.empty(numbers, dtype=key[1])
+        return buffer[:numbers]
 
 
 _SCRATCH = _Scratch()
@@ -78,66 +99,100 @@ class _Part(NamedTuple):
     channels: slice
     positions: slice
     block: int
+    tile: int  # positions
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        y = torch.empty_like(x)
-        keep = any(ctx.needs_input_grad)
-        blocks = max(1, -(-x.shape[1] // _block_length(x.shape[1])))
-        starts = x.new_zeros((blocks if keep else 1), x.shape[0], A.shape[1], x.shape[2])
-        state = starts[0]
-        for part in _parts(x, A.shape[1]):
-            if part.block == 0:
-                state = x.new_zeros(x[part.rows].shape[0], A.shape[1], A[part.channels].shape[0])
-            if keep:
-                starts[part.block, part.rows, :, part.channels] = state
-            block = _cut(part, x, dt, A, B, C)
-            states, _, _, state = _run(block, state)
-            outputs = (block.C.unsqueeze(-2) @ states).squeeze(-2)
-            _uncut_into(y, part, outputs)
+@torch.library.custom_op("genebold::torch_scan", mutates_args=())
+def forward(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Run `scan`; one operator, so that torch.compile and torch.export need not look inside.
+
+    Returns
+    -------
+    y : Tensor [B, L, D]
+    starts : Tensor [blocks, B, N, D]
+        The state before each block, which the backward pass starts from; empty unless `keep`.
+    """
+    y, starts = x.new_empty(x.shape), x.new_zeros(_starts_shape(x, A, keep))
+    state = starts
+    for part in _parts(x, A.shape[1]):
+        if part.block == 0:
+            state = x.new_zeros(x[part.rows].shape[0], A.shape[1], A[part.channels].shape[0])
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, starts)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, ...]:
-        x, dt, A, B, C, starts = ctx.saved_tensors
-        grads = [torch.zeros_like(tensor) for tensor in (x, dt, A, B, C)]
-        grad_state = starts[0]
-        last = starts.shape[0] - 1
-        for part in _parts(x, A.shape[1], backwards=True):
-            start = starts[part.block, part.rows, :, part.channels]
-            if part.block == last:
-                grad_state = torch.zeros_like(start)
-            block = _cut(part, x, dt, A, B, C)
-            out = _tile(grad_y[part.rows, part.positions, part.channels])
-            gx, gdt, gA, gB, gC, grad_state = _run_backward(block, start, out, grad_state)
-            _uncut_into(grads[0], part, gx)
-            _uncut_into(grads[1], part, gdt)
-            grads[2][part.channels] += gA.T
-            # Every channel chunk adds its share to the projections that all channels use.
-            shared = part._replace(channels=slice(None))
-            _uncut_into(grads[3], shared, gB, add=True)
-            _uncut_into(grads[4], shared, gC, add=True)
-        return tuple(grads)
+            starts[part.block, part.rows, :, part.channels] = state
+        block = _cut(part, x, dt, A, B, C)
+        states, _, _, state = _run(block, state)
+        outputs = (block.C.unsqueeze(-2) @ states.whole).squeeze(-2)
+        _uncut_into(y, part, outputs)
+    return y, starts
 
 
-def _run(block: _Block, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@forward.register_fake
+def _(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(_starts_shape(x, A, keep))
+
+
+@torch.library.custom_op("genebold::torch_scan_backward", mutates_args=())
+def backward(
+    grad_y: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, dt, A, B and C."""
+    gx, gdt, gA, gB, gC = (tensor.new_zeros(tensor.shape) for tensor in (x, dt, A, B, C))
+    grad_state = starts
+    last = starts.shape[0] - 1
+    for part in _parts(x, A.shape[1], backwards=True):
+        start = starts[part.block, part.rows, :, part.channels]
+        if part.block == last:
+            grad_state = torch.zeros_like(start)
+        block = _cut(part, x, dt, A, B, C)
+        out = _tile(grad_y[part.rows, part.positions, part.channels], part.tile)
+        *own, grad_state = _run_backward(block, start, out, grad_state)
+        _uncut_into(gx, part, own[0])
+        _uncut_into(gdt, part, own[1])
+        gA[part.channels] += own[2].T
+        # Every channel chunk adds its share to the projections that all channels use.
+        shared = part._replace(channels=slice(None))
+        _uncut_into(gB, shared, own[3], add=True)
+        _uncut_into(gC, shared, own[4], add=True)
+    return gx, gdt, gA, gB, gC
+
+
+@backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gx, gdt, gA, gB, gC = (tensor.new_empty(tensor.shape) for tensor in (x, dt, A, B, C))
+    return gx, gdt, gA, gB, gC
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:5], output[1])
+
+
+def _gradients(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return (*backward(grad_y, *ctx.saved_tensors), None)
+
+
+forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _run(block: _Block, start: Tensor) -> tuple[_Steps, _Steps, Tensor, Tensor]:
     """Return states [K, R, T, N, c], decays, tile start states [R, T, N, c], the end state."""
-    shape = (*block.B.shape, block.x.shape[-1])
+    shape = torch.Size((*block.B.shape, block.x.shape[-1]))
     decay = _SCRATCH.take("decay", shape, block.x)
-    torch.mul(block.dt.unsqueeze(-2), block.A2, out=decay).exp2_()
+    torch.mul(block.dt.unsqueeze(-2), block.A2, out=decay.whole).exp2_()
     states = _SCRATCH.take("states", shape, block.x)
-    torch.mul(block.x.unsqueeze(-2), block.B.unsqueeze(-1), out=states)
-    steps = list(zip(states.unbind(), decay.unbind(), strict=True))
-    tile_starts, end = _tile_starts(block, steps, start)
+    torch.mul(block.x.unsqueeze(-2), block.B.unsqueeze(-1), out=states.whole)
+    steps = list(zip(states.each, decay.each, strict=True))
+    if shape[2] == 1:
+        tile_starts, end = start.unsqueeze(1), None
+    else:
+        tile_starts, end = _tile_starts(block, steps, start)
     state = tile_starts
     for inputs, factor in steps:
         state = torch.addcmul(inputs, factor, state, out=inputs)
-    return states, decay, tile_starts, end
+    return states, decay, tile_starts, state[:, 0].clone() if end is None else end
 
 
 def _tile_starts(
@@ -162,59 +217,78 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, dt, A, B, C of a block and of its start state."""
     states, decay, tile_starts, _ = _run(block, start)
-    grads = _SCRATCH.take("grads", states.shape, states)
-    torch.mul(block.C.unsqueeze(-1), grad_y.unsqueeze(-2), out=grads)
-    state, grad_start = _tile_end_grads(block, grads, decay, grad_end)
-    grads[-1] += state
-    for position in range(len(grads) - 2, -1, -1):
-        following = position + 1
-        torch.addcmul(grads[position], decay[following], grads[following], out=grads[position])
-    gC = (states @ grad_y.unsqueeze(-1)).squeeze(-1)
-    gB = (grads @ block.x.unsqueeze(-1)).squeeze(-1)
-    gx = (block.B.unsqueeze(-2) @ grads).squeeze(-2)
-    exponent = decay.mul_(grads)
+    grads = _SCRATCH.take("grads", states.whole.shape, block.x)
+    torch.mul(block.C.unsqueeze(-1), grad_y.unsqueeze(-2), out=grads.whole)
+    state, grad_start = _tile_end_grads(block, grads.each, decay.each, grad_end)
+    following = grads.each[-1].add_(state)
+    steps = zip(reversed(grads.each[:-1]), reversed(decay.each[1:]), strict=True)
+    for inputs, factor in steps:
+        following = torch.addcmul(inputs, factor, following, out=inputs)
+    gC = (states.whole @ grad_y.unsqueeze(-1)).squeeze(-1)
+    gB = (grads.whole @ block.x.unsqueeze(-1)).squeeze(-1)
+    gx = (block.B.unsqueeze(-2) @ grads.whole).squeeze(-2)
+    if grad_start is None:
+        grad_start = (grads.each[0] * decay.each[0])[:, 0]
+    exponent = decay.whole.mul_(grads.whole)
     exponent[0] *= tile_starts
-    exponent[1:] *= states[:-1]
+    exponent[1:] *= states.whole[:-1]
     gA = torch.einsum("krtnc,krtc->nc", exponent, block.dt)
     gdt = torch.einsum("krtnc,nc->krtc", exponent, block.A)
     return gx, gdt, gA, gB, gC, grad_start
 
 
 def _tile_end_grads(
-    block: _Block, inputs: Tensor, decay: Tensor, grad_end: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Carry state gradients from tile to tile, last to first; also that of the start state."""
+    block: _Block, inputs: Sequence[Tensor], decay: Sequence[Tensor], grad_end: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Carry state gradients from tile to tile, last to first; also that of the start state.
+
+    A tile alone carries nothing, and gives its start state's gradient in the end.
+    """
+    if inputs[0].shape[1] == 1:
+        return grad_end.unsqueeze(1), None
     before = inputs[-1] * decay[-1]
-    for position in range(len(inputs) - 2, -1, -1):
-        before.add_(inputs[position]).mul_(decay[position])
+    for own, factor in zip(reversed(inputs[:-1]), reversed(decay[:-1]), strict=True):
+        before.add_(own).mul_(factor)
     whole = (block.dt.sum(dim=0).unsqueeze(-2) * block.A2).exp2_()
     tile_ends = torch.empty_like(before)
     tile_ends[:, -1] = grad_end
     grad_start = torch.empty_like(grad_end)
     targets = [grad_start, *tile_ends.unbind(1)]
-    steps = list(enumerate(zip(before.unbind(1), whole.unbind(1), strict=True)))
-    for tile, (own, factor) in reversed(steps):
+    ends = list(enumerate(zip(before.unbind(1), whole.unbind(1), strict=True)))
+    for tile, (own, factor) in reversed(ends):
         torch.addcmul(own, factor, targets[tile + 1], out=targets[tile])
     return tile_ends, grad_start
 
 
-def _tile_length(length: int) -> int:
-    """Positions a tile: about the square root of the length, so that both loops are short."""
-    return next((size for size in (4, 8, 16) if length <= size * size), 32)
+def _cutting(x: Tensor, states: int) -> tuple[int, int, int]:
+    """Return channels at a time, tiles a block and positions a tile; the batch has no say in it.
+
+    Few tiles are enough where channels are many. Their length is then about the square root of the
+    sequence's, so that both loops are short.
+    """
+    length, channels = x.shape[1:]
+    budget = _STEP_NUMBERS.get(x.device.type, 2**21)
+    width = max(1, min(channels, max(32, budget // states)))
+    tiles = max(1, min(MOST_TILES, budget // (width * states)))
+    if tiles == 1:
+        return width, 1, LONG_TILE
+    tile = next((size for size in (4, 8, 16) if length <= size * size), 32)
+    return width, max(1, min(tiles, -(-length // tile))), tile
 
 
-def _block_length(length: int) -> int:
-    return _tile_length(length) * BLOCK_TILES
+def _starts_shape(x: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
+    _, tiles, tile = _cutting(x, A.shape[1])
+    blocks = -(-x.shape[1] // (tiles * tile)) if keep else 0
+    return blocks, x.shape[0], A.shape[1], x.shape[2]
 
 
 def _parts(x: Tensor, states: int, *, backwards: bool = False) -> Iterator[_Part]:
     """Walk rows and channels in chunks, and each chunk's blocks in order (or last to first)."""
     batch, length, channels = x.shape
-    block = _block_length(length)
-    tiles = max(1, min(BLOCK_TILES, -(-length // _tile_length(length))))
-    budget = max(1, _STEP_NUMBERS.get(x.device.type, 2**21) // (tiles * states))
-    width = min(channels, max(32, budget))
-    height = max(1, budget // width)
+    width, tiles, tile = _cutting(x, states)
+    numbers = _STEP_NUMBERS.get(x.device.type, 2**21)
+    height = max(1, numbers // (tiles * width * states))
+    block = tiles * tile
     blocks = list(enumerate(range(0, length, block)))
     for row in range(0, batch, height):
         for channel in range(0, channels, width):
@@ -224,26 +298,30 @@ def _parts(x: Tensor, states: int, *, backwards: bool = False) -> Iterator[_Part
                     slice(channel, channel + width),
                     slice(position, min(position + block, length)),
                     index,
+                    tile,
                 )
 
 
 def _cut(part: _Part, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> _Block:
-    rows, channels, positions, _ = part
+    rows, channels, positions, _, tile = part
     A = A[channels].T.contiguous()
     return _Block(
-        _tile(x[rows, positions, channels]),
-        _tile(dt[rows, positions, channels]),
+        _tile(x[rows, positions, channels], tile),
+        _tile(dt[rows, positions, channels], tile),
         A,
         A * math.log2(math.e),
-        _tile(B[rows, positions]),
-        _tile(C[rows, positions]),
+        _tile(B[rows, positions], tile),
+        _tile(C[rows, positions], tile),
     )
 
 
-def _tile(values: Float[Tensor, "row length any"]) -> Float[Tensor, "position row tile any"]:
+def _tile(
+    values: Float[Tensor, "row length any"], tile: int
+) -> Float[Tensor, "position row tile any"]:
     """Cut the length into tiles, positions first; a zero time step at the end changes no state."""
     rows, length, size = values.shape
-    tile = _tile_length(length)
+    if length <= tile:
+        return values.transpose(0, 1).unsqueeze(2).contiguous()
     values = torch.nn.functional.pad(values, (0, 0, 0, -length % tile))
     return values.reshape(rows, -1, tile, size).permute(2, 0, 1, 3).contiguous()
 

@@ -42,7 +42,7 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def small_parts(monkeypatch) -> None:
     """Shrink the working set, so that rows, channels and blocks are all cut."""
     monkeypatch.setattr(chunked, "_STEP_NUMBERS", {"cpu": 64})
-    monkeypatch.setattr(chunked, "BLOCK_TILES", 3)
+    monkeypatch.setattr(chunked, "MOST_TILES", 3)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 31, 32, 33, 257, 1025, 2048])
