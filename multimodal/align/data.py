@@ -19,11 +19,15 @@ _MAX_GALLERY = 4096
 
 
 class Batch(NamedTuple):
-    """Paired rows: standardised gene [b, ...] and brain [b, k] features, kinship component [b]."""
+    """Paired rows: standardised gene [b, ...] and brain [b, k] features, kinship component [b].
+
+    `subject` [b] is each row's place among all subjects, for what is known of pairs of them.
+    """
 
     gene: Float[Tensor, "row *gene"]  # noqa: F821  # a shape
     brain: Float[Tensor, "row brain"]
     relatives: Int[Tensor, " row"]
+    subject: Int[Tensor, " row"] | None = None
 
 
 class EpochRows(NamedTuple):
@@ -109,25 +113,36 @@ class AlignDataset(Dataset[Batch]):
         brain = self.brain
         if wanted.epoch is not None and self.subsets is not None:
             brain = self.subsets.draw(wanted.epoch)
-        return Batch(self.gene[rows], brain[rows], self.relatives[rows])
+        return Batch(self.gene[rows], brain[rows], self.relatives[rows], rows)
 
 
 class EpochSampler(Sampler[EpochRows]):
     """Shuffled batches of training rows; the order follows from the seed and the epoch alone.
 
     The last batch is not dropped: batches differ in size by one row at most, and none is larger
-    than `batch_size`.
+    than `batch_size`. Several processes share each batch, which is the same whatever their number;
+    their shares differ by one row at most, and may be empty.
 
     Parameters
     ----------
     rows : ndarray [m] int
     batch_size : int or None
-        None for all rows in one batch, in their order.
+        Of all processes together. None for all rows in one batch, in their order.
     seed : int
+    rank, processes : int
+        Which of how many processes this one is.
     """
 
-    def __init__(self, rows: np.ndarray, batch_size: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int | None,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.rows, self.seed, self.epoch = rows, seed, 0
+        self.rank, self.processes = rank, processes
         self.batches = 1 if batch_size is None else max(1, -(-len(rows) // batch_size))
 
     def set_epoch(self, epoch: int) -> None:
@@ -142,7 +157,7 @@ class EpochSampler(Sampler[EpochRows]):
         if self.batches > 1:
             order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(order)
         for rows in np.array_split(order, self.batches):
-            yield EpochRows(self.epoch, rows)
+            yield EpochRows(self.epoch, np.array_split(rows, self.processes)[self.rank])
 
 
 class GallerySampler(Sampler[EpochRows]):
@@ -169,7 +184,7 @@ class AlignData(LightningDataModule):
     train_rows, validation_rows : ndarray of int
         Their split; validation may be empty.
     batch_size : int or None
-        Training rows a step; None for all.
+        Training rows a step, of all processes together; None for all.
     seed : int
     """
 
@@ -188,7 +203,10 @@ class AlignData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled anew each epoch."""
-        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed)
+        rank, processes = 0, 1
+        if self.trainer is not None:
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
+        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed, rank, processes)
         return DataLoader(self.dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from encoders.errors import InputError, Problem
 from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
 from multimodal.align.data import AlignData, AlignDataset, GallerySampler, SegmentSubsets
 from multimodal.align.keeping import EpochBar, HistoryRow, Keeper, prepare_folder
-from multimodal.align.losses import info_nce, rank_percentiles
+from multimodal.align.losses import Kinship
 from multimodal.align.module import AlignModule
 from multimodal.align.options import AlignOptions, SideOptions
 from multimodal.align.warmstart import start_from_cca
@@ -63,6 +63,7 @@ def fit(
     out_dir: Path | None = None,
     resume: bool = True,
     progress: bool = True,
+    kinship: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> FitResult:
     """Fit standardisers and train both towers.
 
@@ -87,6 +88,9 @@ def fit(
         Go on from ``checkpoints/last.ckpt`` where there is one; False sets it aside.
     progress : bool
         Show a progress bar.
+    kinship : pair of ndarray [p, 2] int and [p] float, optional
+        Pairs of subjects (rows) and their kinship coefficients, as
+        `multimodal.cohort.kinship.kinship_table` gives them; for ``options.loss="soft_target"``.
 
     Raises
     ------
@@ -98,6 +102,9 @@ def fit(
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
         setting = _prepare(gene, brain, split, relatives, covariates, options)
+        if kinship is not None and options.loss == "soft_target":
+            pairs, coefficient = (torch.from_numpy(np.asarray(part)) for part in kinship)
+            setting = replace(setting, kinship=Kinship(pairs, coefficient))
         return _train(setting, options, out_dir, resume, progress)
 
 
@@ -105,6 +112,7 @@ def fit(
 class _Setting:
     aligner: Aligner
     data: AlignData
+    kinship: Kinship | None = None
 
 
 def _prepare(
@@ -159,9 +167,12 @@ def _train(
     folder = None if out_dir is None else Path(out_dir) / "checkpoints"
     checkpoint = None
     if folder is not None:
-        digests = {"options": options.fingerprint(), "data": _data_fingerprint(data)}
+        digests = {
+            "options": options.fingerprint(),
+            "data": _data_fingerprint(data, setting.kinship),
+        }
         checkpoint = prepare_folder(folder, digests, resume)
-    module = AlignModule(aligner, options)
+    module = AlignModule(aligner, options, setting.kinship)
     keeper = Keeper(
         _untrained_figures(module, data),
         aligner.state_dict(),
@@ -217,12 +228,10 @@ def _untrained_figures(module: AlignModule, data: AlignData) -> HistoryRow:
     losses, sizes, percentiles = [], [], []
     for wanted in GallerySampler(data.validation_rows):
         batch = data.dataset[wanted]
-        gene = module.aligner.gene.project(batch.gene)
-        brain = module.aligner.brain.project(batch.brain)
-        loss = info_nce(gene, brain, module.logit_scale(), batch.relatives)
+        loss, percentile = module.gallery_figures(batch)
         losses.append(float(loss))
         sizes.append(len(batch.relatives))
-        percentiles.append(rank_percentiles(gene, brain, batch.relatives))
+        percentiles.append(percentile)
     module.train()
     return {
         "val_loss": float(np.average(losses, weights=sizes)),
@@ -239,8 +248,8 @@ def _loggers(out_dir: Path | None) -> Any:
     return [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
 
 
-def _data_fingerprint(data: AlignData) -> str:
-    """Digest of what is trained on: standardised features, split and relatives."""
+def _data_fingerprint(data: AlignData, kinship: Kinship | None) -> str:
+    """Digest of what is trained on: standardised features, split, relatives, and known kinship."""
     digest = hashlib.sha256()
     dataset = data.dataset
     seen = np.concatenate([data.train_rows, data.validation_rows])
@@ -249,6 +258,8 @@ def _data_fingerprint(data: AlignData) -> str:
     for tensor in (dataset.gene, dataset.brain, dataset.relatives):
         values: Tensor = tensor[torch.from_numpy(seen)].contiguous()
         digest.update(str(tuple(values.shape)).encode() + values.numpy().tobytes())
+    if kinship is not None:
+        digest.update(kinship.pairs.numpy().tobytes() + kinship.coefficient.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -11,12 +11,18 @@ from torchmetrics import MeanMetric
 
 from multimodal.align.aligner import Aligner
 from multimodal.align.data import Batch
-from multimodal.align.losses import info_nce, rank_percentiles
+from multimodal.align.gather import gather_rows, process_count, rows_by_process
+from multimodal.align.gradient_cache import encode_cached, encode_part, split_rows
+from multimodal.align.losses import AlignLoss, Kinship, rank_percentiles
+from multimodal.align.losses.choice import Pairs
 from multimodal.align.options import AlignOptions
 
 
 class AlignModule(LightningModule):
     """Contrastive training of an `Aligner` on standardised features.
+
+    A training step's loss is that of all processes' rows together (`multimodal.align.gather`);
+    validation galleries are whole in every process.
 
     Logs ``train_loss``, ``val_loss``, ``val_percentile`` (mean rank percentile in the validation
     gallery: 1 best, 0.5 chance) and ``logit_scale`` (1 / temperature) each epoch.
@@ -26,11 +32,17 @@ class AlignModule(LightningModule):
     aligner : Aligner
         With fitted standardisers.
     options : AlignOptions
+    kinship : Kinship, optional
+        Coefficients of pairs of subjects, for losses that look at them.
     """
 
-    def __init__(self, aligner: Aligner, options: AlignOptions) -> None:
+    def __init__(
+        self, aligner: Aligner, options: AlignOptions, kinship: Kinship | None = None
+    ) -> None:
         super().__init__()
         self.aligner, self.options = aligner, options
+        self.loss = AlignLoss(options)
+        self.kinship = Kinship.none() if kinship is None else kinship
         self.save_hyperparameters({"align": options.as_dict()})
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_percentile = MeanMetric()
@@ -43,16 +55,22 @@ class AlignModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contrastive loss of one batch, its dropout drawn from seed, epoch and batch alone."""
         torch.manual_seed(self._step_seed(batch_idx))
-        loss = self._loss(batch)[0]
+        plain = self.options.accumulation == "plain" and self.options.accumulate > 1
+        loss = self._plain_accumulation(batch) if plain else self._global_loss(batch)
         self.train_loss.update(loss.detach(), len(batch.relatives))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and retrieval in one validation gallery."""
-        loss, gene, brain = self._loss(batch)
-        percentiles = rank_percentiles(gene, brain, batch.relatives)
+        loss, percentiles = self.gallery_figures(batch)
         self.val_loss.update(loss, len(batch.relatives))
         self.val_percentile.update(percentiles)
+
+    def gallery_figures(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of a validation gallery, and the rank percentile of each of its rows that counts."""
+        pairs = self._pairs(*self._encode(batch.gene, batch.brain), batch.relatives, batch.subject)
+        percentiles = rank_percentiles(pairs.gene, pairs.brain, batch.relatives)
+        return self.loss(pairs, self.logit_scale()), percentiles
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation gallery's figures."""
@@ -70,7 +88,8 @@ class AlignModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the towers' parameters, with the learning rate's course by epochs."""
         options = self.options
-        parameters = [p for p in self.aligner.parameters() if p.requires_grad]
+        everything = [*self.aligner.parameters(), *self.loss.parameters()]
+        parameters = [p for p in everything if p.requires_grad]
         groups = [
             {
                 "params": [p for p in parameters if p.dim() >= 2],
@@ -88,13 +107,53 @@ class AlignModule(LightningModule):
         }
 
     def _step_seed(self, batch_idx: int) -> int:
-        # A resumed run must draw the dropout masks that an undisturbed one draws at this step.
-        words = np.random.SeedSequence([self.options.seed, self.current_epoch, batch_idx])
+        # A resumed run must draw the dropout masks that an undisturbed one draws at this step, and
+        # no process may draw those of another.
+        rank = [self.global_rank] if self.global_rank else []
+        words = np.random.SeedSequence([self.options.seed, self.current_epoch, batch_idx, *rank])
         return int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        gene, brain = self.aligner.gene.project(batch.gene), self.aligner.brain.project(batch.brain)
-        return info_nce(gene, brain, self.logit_scale(), batch.relatives), gene, brain
+    def _encode(self, gene: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
+        return self.aligner.gene.project(gene), self.aligner.brain.project(brain)
+
+    def _global_loss(self, batch: Batch) -> Tensor:
+        """Loss of all processes' rows, encoded here at once or in parts, by gradient caching."""
+        parts = self.options.accumulate
+        if parts > 1:
+            gene, brain = encode_cached(self._encode, (batch.gene, batch.brain), parts)
+        else:
+            gene, brain = self._encode(batch.gene, batch.brain)
+        return self._gathered_loss(gene, brain, batch)[0]
+
+    def _plain_accumulation(self, batch: Batch) -> Tensor:
+        """Mean of the losses of parts, each with its own rows only; weighted by their rows."""
+        tables = [batch.gene, batch.brain, batch.relatives]
+        if batch.subject is not None:
+            tables.append(batch.subject)
+        found = []
+        for piece in split_rows(tables, self.options.accumulate):
+            part = Batch(*piece)
+            found.append(self._gathered_loss(*encode_part(self._encode, piece[:2]), part))
+        losses, rows = zip(*found, strict=True)
+        weight = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)
+        return (torch.stack(losses) * weight).sum() / weight.sum().clamp(min=1)
+
+    def _gathered_loss(self, gene: Tensor, brain: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Loss of all processes' latents, the same in each, and how many rows it is of."""
+        relatives, subject = batch.relatives, batch.subject
+        if process_count() > 1:
+            counts = rows_by_process(len(gene), gene.device)
+            gene, brain = gather_rows(gene, counts), gather_rows(brain, counts)
+            relatives = gather_rows(relatives, counts)
+            subject = None if subject is None else gather_rows(subject, counts)
+        pairs = self._pairs(gene, brain, relatives, subject)
+        return self.loss(pairs, self.logit_scale()), len(gene)
+
+    def _pairs(
+        self, gene: Tensor, brain: Tensor, relatives: Tensor, subject: Tensor | None
+    ) -> Pairs:
+        known = Kinship.none(gene.device) if subject is None else self.kinship.among(subject)
+        return Pairs(gene, brain, relatives, known)
 
 
 def learning_rate_factor(epoch: int, options: AlignOptions) -> float:

@@ -4,11 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from encoders.errors import InputError, Problem
 
 Check = tuple[str, Callable[[Any], bool], str]
+
+LossName = Literal[
+    "info_nce", "siglip", "debiased", "soft_target", "nt_xent", "vicreg", "barlow_twins"
+]
+LOSSES: tuple[str, ...] = get_args(LossName)
 
 
 def _one_of(*names: str) -> tuple[Callable[[Any], bool], str]:
@@ -89,10 +94,30 @@ class AlignOptions:
     warmup_epochs : int
     gradient_clip : float or None
         Largest gradient norm.
+    accumulate : int
+        Parts in which a step's batch goes through the towers, one in memory at a time.
+    accumulation : {"cached", "plain"}
+        How parts become one update. ``cached``: one loss of all latents, as if the batch were
+        whole (`multimodal.align.gradient_cache`). ``plain``: the mean of each part's own loss,
+        which is another update: rows have their own part's rows as negatives only.
+    loss : str
+        One of `LOSSES`; `multimodal.align.losses` says what each is.
     temperature : float
         Where the learned softmax temperature starts.
     max_logit_scale : float
         Largest 1 / temperature.
+    bias : float
+        Where the learned bias of ``siglip`` starts.
+    positive_share : float
+        Chance that an unrelated candidate is as good a match, for ``debiased``.
+    kinship_weight : float
+        Share of a relative in the target, times twice the kinship, for ``soft_target``.
+    invariance_weight, variance_weight, covariance_weight : float
+        Of the terms of ``vicreg``.
+    redundancy_weight : float
+        Of correlations between dimensions in ``barlow_twins``.
+    chunk_rows : int or None
+        Larger batches hold so many rows of similarities at a time, and never all; None holds all.
     augment_segments : bool
         Train on one random subset of each subject's segments an epoch instead of all.
     checkpoint_every : int
@@ -121,8 +146,19 @@ class AlignOptions:
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: int = 5
     gradient_clip: float | None = 1.0
+    accumulate: int = 1
+    accumulation: Literal["cached", "plain"] = "cached"
+    loss: LossName = "info_nce"
     temperature: float = 0.2
     max_logit_scale: float = 100.0
+    bias: float = -10.0
+    positive_share: float = 0.05
+    kinship_weight: float = 0.5
+    invariance_weight: float = 25.0
+    variance_weight: float = 25.0
+    covariance_weight: float = 1.0
+    redundancy_weight: float = 0.005
+    chunk_rows: int | None = 4096
     augment_segments: bool = False
     checkpoint_every: int = 1
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
@@ -132,6 +168,7 @@ class AlignOptions:
         problems = _find_problems(self, "align", _ALIGN_CHECKS)
         for side in ("gene", "brain"):
             problems += _find_problems(getattr(self, side), f"align.{side}", _SIDE_CHECKS)
+        problems += _loss_problems(self)
         if problems:
             raise InputError(problems)
 
@@ -165,6 +202,16 @@ class AlignOptions:
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_OPTIONS_OF_A_LOSS = {
+    "bias": "siglip",
+    "positive_share": "debiased",
+    "kinship_weight": "soft_target",
+    "invariance_weight": "vicreg",
+    "variance_weight": "vicreg",
+    "covariance_weight": "vicreg",
+    "redundancy_weight": "barlow_twins",
+}
+
 _SIDE_CHECKS: list[Check] = [
     ("scale", *_one_of("window", "dimension", "none")),
     ("components", _count_or_none, "a whole number from 1, or null"),
@@ -191,8 +238,19 @@ _ALIGN_CHECKS: list[Check] = [
     ("schedule", *_one_of("cosine", "constant")),
     ("warmup_epochs", _not_negative, "at least 0"),
     ("gradient_clip", lambda v: v is None or v > 0, "more than 0, or null"),
+    ("accumulate", lambda v: isinstance(v, int) and v >= 1, "a whole number from 1"),
+    ("accumulation", *_one_of("cached", "plain")),
+    ("loss", *_one_of(*LOSSES)),
     ("temperature", _positive, "more than 0"),
     ("max_logit_scale", lambda v: v >= 1, "at least 1"),
+    ("bias", lambda v: abs(v) < float("inf"), "a finite number"),
+    ("positive_share", lambda v: 0 <= v < 1, "at least 0, less than 1"),
+    ("kinship_weight", lambda v: 0 < v <= 1, "more than 0, at most 1"),
+    ("invariance_weight", _not_negative, "at least 0"),
+    ("variance_weight", _not_negative, "at least 0"),
+    ("covariance_weight", _not_negative, "at least 0"),
+    ("redundancy_weight", _not_negative, "at least 0"),
+    ("chunk_rows", _count_or_none, "a whole number from 1, or null"),
     ("checkpoint_every", lambda v: v >= 1, "at least 1"),
     ("accelerator", *_one_of("cpu", "gpu", "auto")),
     ("seed", _not_negative, "at least 0"),
@@ -210,6 +268,23 @@ def _find_problems(options: Any, where: str, checks: list[Check]) -> list[Proble
         if not fine:
             problems.append(Problem("bad-option", f"{where}.{name}", repr(value), wanted))
     return problems
+
+
+def _loss_problems(options: AlignOptions) -> list[Problem]:
+    """Settings that the chosen loss does not look at: whoever changed them expects an effect."""
+    default = {f.name: f.default for f in fields(options)}
+    return [
+        Problem(
+            "option-of-another-loss",
+            f"align.{name}",
+            f"{getattr(options, name)!r}, which loss={options.loss} does not look at",
+            f"loss={loss} with it, or {default[name]!r} as it was",
+        )
+        for name, loss in _OPTIONS_OF_A_LOSS.items()
+        if options.loss in LOSSES
+        and options.loss != loss
+        and getattr(options, name) != default[name]
+    ]
 
 
 def _unknown_keys(values: Mapping[str, Any], cls: type, where: str) -> list[Problem]:
