@@ -158,7 +158,7 @@ class AlignOptions:
     variance_weight: float = 25.0
     covariance_weight: float = 1.0
     redundancy_weight: float = 0.005
-    chunk_rows: int | None = 4096
+    chunk_rows: int | None = 2048
     augment_segments: bool = False
     checkpoint_every: int = 1
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"

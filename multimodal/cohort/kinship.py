@@ -29,6 +29,30 @@ def kinship_pairs(cohort: Cohort, threshold: float = THIRD_DEGREE) -> np.ndarray
     return np.stack(pairs, axis=1).astype(np.int64)
 
 
+def kinship_table(cohort: Cohort, threshold: float = THIRD_DEGREE) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs related at `threshold` or more, and how nearly.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    threshold : float
+        Smallest kinship coefficient that counts as related.
+
+    Returns
+    -------
+    pairs : ndarray [pairs, 2] int64
+        Rows of ``cohort.participants``, the smaller first; each pair once.
+    coefficient : ndarray [pairs] float64
+        The largest that the table has of a pair.
+    """
+    related = cohort.kinship[cohort.kinship["kinship"] >= threshold]
+    pairs = np.sort(kinship_pairs(cohort, threshold), axis=1)
+    distinct, place = np.unique(pairs, axis=0, return_inverse=True)
+    coefficient = np.full(len(distinct), -np.inf)
+    np.maximum.at(coefficient, place.reshape(-1), related["kinship"].to_numpy(dtype=np.float64))
+    return distinct.reshape(-1, 2), coefficient
+
+
 def components(cohort: Cohort, threshold: float = THIRD_DEGREE) -> np.ndarray:
     """Label groups of people that are related, directly or through others.
 

@@ -77,7 +77,7 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     with stages.stage("align", f"{len(train)} training subjects, {_training(choices)}"):
         fitted = fit(
             joint.gene, joint.brain, values, joint.components, covariates, choices,
-            out_dir=output_dir, resume=resume,
+            out_dir=output_dir, resume=resume, kinship=joint.kinship,
         )  # fmt: skip
     _say_gain(fitted.history, fitted.best_epoch, choices)
     with stages.stage("held out", "retrieval among the test subjects"):

@@ -269,7 +269,10 @@ class _Task:
             gene = covariate_features(self.joint.cohort.participant_ids, covariates)
             choices, covariates = covariate_options(choices), None
         brain, relatives = self.joint.brain, self.joint.components
-        fitted = fit(gene, brain, split, relatives, covariates, choices, progress=False)
+        fitted = fit(
+            gene, brain, split, relatives, covariates, choices,
+            progress=False, kinship=self.joint.kinship,
+        )  # fmt: skip
         aligner = fitted.aligner
         return (
             aligner.embed_genes(gene, covariates),

@@ -143,6 +143,9 @@ class Joint:
         Those of the participants with both sides.
     only_gene, only_brain : int
         Participants left out because they have one side only.
+    kinship : pair of ndarray
+        Pairs of relatives among those with both sides, and their coefficients, as
+        `multimodal.cohort.kinship.kinship_table` gives them.
     """
 
     cohort: Cohort
@@ -153,6 +156,7 @@ class Joint:
     components: np.ndarray
     only_gene: int
     only_brain: int
+    kinship: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold: float) -> Joint:
@@ -163,7 +167,7 @@ def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold:
     InputError
         Nobody is in both.
     """
-    from multimodal.cohort.kinship import components
+    from multimodal.cohort.kinship import components, kinship_table
     from multimodal.features.read import read_brain_features, read_gene_features
 
     gene, brain = read_gene_features(gene_store), read_brain_features(brain_store)
@@ -182,8 +186,9 @@ def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold:
         )
     all_components = components(cohort, kinship_threshold)
     rows = _rows_of(both, cohort.participant_ids)
+    joined = cohort.take(both)
     return Joint(
-        cohort.take(both),
+        joined,
         cohort,
         all_components,
         gene.take(_rows_of(both, gene.participant_ids)),
@@ -191,6 +196,7 @@ def join(cohort: Cohort, gene_store: Path, brain_store: Path, kinship_threshold:
         all_components[rows],
         only_gene=len(with_gene - with_brain),
         only_brain=len(with_brain - with_gene),
+        kinship=kinship_table(joined, kinship_threshold),
     )
 
 

@@ -7,10 +7,12 @@ import sys
 from itertools import pairwise
 
 import pytest
+from omegaconf import OmegaConf
 
 from encoders.errors import InputError
 from multimodal.align.module import learning_rate_factor
-from multimodal.align.options import AlignOptions
+from multimodal.align.options import LOSSES, AlignOptions
+from multimodal.cli import config_dir
 
 
 def test_round_trip_through_json():
@@ -54,3 +56,26 @@ def test_options_import_neither_torch_nor_lightning():
         "sys.exit(bool({'torch', 'lightning'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_a_choice_with_options_of_its_own(loss):
+    section = OmegaConf.to_container(OmegaConf.load(config_dir() / "loss" / f"{loss}.yaml"))
+    options = AlignOptions.from_dict(section)
+    assert options.loss == loss
+    assert {file.stem for file in (config_dir() / "loss").glob("*.yaml")} == set(LOSSES)
+
+
+def test_options_of_another_loss_are_refused():
+    with pytest.raises(InputError) as caught:
+        AlignOptions(loss="siglip", positive_share=0.2, kinship_weight=0.1)
+    assert [p.where for p in caught.value.problems] == [
+        "align.positive_share",
+        "align.kinship_weight",
+    ]
+    assert "loss=debiased" in str(caught.value)
+    with pytest.raises(InputError, match="info_nce or siglip"):
+        AlignOptions(loss="clip")
+    with pytest.raises(InputError) as caught:
+        AlignOptions(loss="soft_target", kinship_weight=0, chunk_rows=0, accumulate=0)
+    assert len(caught.value.problems) == 3

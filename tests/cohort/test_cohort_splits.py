@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.errors import InputError
-from multimodal.cohort.kinship import components, kinship_pairs
+from multimodal.cohort.kinship import components, kinship_pairs, kinship_table
 from multimodal.cohort.splits import make_folds, make_split, read_split, write_split
 from multimodal.cohort.table import Cohort, CohortPaths
 
@@ -31,6 +31,16 @@ def test_components_join_families_and_relatives() -> None:
     assert components(cohort).tolist() == [0, 0, 0, 1, 1, 2]
     assert components(cohort, threshold=0.3).tolist() == [0, 0, 1, 2, 3, 4]
     assert kinship_pairs(cohort).tolist() == [[1, 2], [3, 4]]
+
+
+def test_kinship_of_a_pair_named_twice_is_the_nearer() -> None:
+    cohort = make_cohort([1, 1, 2, 3], [(1, 0, 0.25), (2, 3, 0.5), (0, 1, 0.26), (0, 3, 0.01)])
+    pairs, coefficient = kinship_table(cohort)
+    assert pairs.tolist() == [[0, 1], [2, 3]]
+    assert coefficient.tolist() == [0.26, 0.5]
+    pairs, coefficient = kinship_table(make_cohort([1, 2]))
+    assert pairs.shape == (0, 2)
+    assert coefficient.shape == (0,)
 
 
 def test_family_named_like_a_participant_is_no_relation() -> None:
