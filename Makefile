@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
+BENCH_STAMP := $(VENV)/bench.stamp
 RUN_DIR ?= runs/demo
 
 .PHONY: help demo test test-slow lint types bench clean
@@ -42,8 +43,14 @@ lint: $(STAMP)
 
 types: lint
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/worlds.py --short
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" -c constraints.txt
+	@touch $@
+
+bench: $(BENCH_STAMP)
+	@for table in scan block windows encode_stage; do \
+	  $(BIN)/python benchmarks/$$table.py --short || exit 1; echo; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
