@@ -20,6 +20,7 @@ from encoders.base import (
 from encoders.caduceus.checkpoint import config_values, load_network
 from encoders.caduceus.config import CaduceusConfig
 from encoders.caduceus.model import CaduceusForMaskedLM
+from encoders.caduceus.streamed import can_stream, pool_streamed
 from encoders.caduceus.tokenizer import tokenize_windows
 from encoders.errors import InputError, Problem
 from encoders.weights import Weights, read_weights, tensors_sha256
@@ -111,17 +112,23 @@ class CaduceusEncoder(DnaEncoder):
         """Weighted mean over real bases; see `DnaEncoder.forward`.
 
         Each run is pooled before the next, so that no more hidden states are held than one run
-        gives, whatever the batch. Raises as `DnaEncoder.forward` and `hidden`.
+        gives, whatever the batch; without gradients, on a CPU, not even those (see
+        `encoders.caduceus.streamed`). Raises as `DnaEncoder.forward` and `hidden`.
         """
         lengths = _window_lengths(input_ids, mask)
         check_pooling_weights(mask, weights)
         order, pooled = [], []
         for rows, size in _runs(lengths):
             part = None if weights is None else weights[rows, :size]
-            states = self._run(input_ids[rows, :size])
-            pooled.append(pool_bases(states, mask[rows, :size], part))
+            pooled.append(self._pool(input_ids[rows, :size], part))
             order.append(rows)
         return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def _pool(self, ids: Tensor, weights: Tensor | None) -> Tensor:
+        if can_stream(self.backbone, ids.shape[1]):
+            wide = torch.ones(ids.shape) if weights is None else weights
+            return pool_streamed(self.backbone, ids, self.complement_map, wide)
+        return pool_bases(self._run(ids), torch.ones_like(ids, dtype=torch.bool), weights)
 
     def _run(self, ids: Tensor) -> Tensor:
         if self.backbone.config.rcps:

@@ -1,7 +1,7 @@
 """The scan and the short convolution on CPUs: autograd around the compiled kernels.
 
 Work is split over batch rows and groups of channels, and the pieces run side by side in threads.
-Groups have a fixed size, so that sums over them do not depend on how many threads there are.
+Groups that are summed over have a fixed size: results do not depend on how many threads there are.
 """
 
 import os
@@ -32,6 +32,7 @@ os.register_at_fork(after_in_child=_threads.cache_clear)
 def _spread(
     rows: int,
     channels: int,
+    group: int,
     job: Callable[[int, int, int], None],
     held: Sequence[Tensor | None],
 ) -> None:
@@ -41,9 +42,9 @@ def _spread(
     whatever interrupts this function.
     """
     pieces = [
-        (row, first, min(first + GROUP, channels))
+        (row, first, min(first + group, channels))
         for row in range(rows)
-        for first in range(0, channels, GROUP)
+        for first in range(0, channels, group)
     ]
     threads = min(torch.get_num_threads(), len(pieces))
     if threads <= 1:
@@ -72,6 +73,7 @@ def _run(
     whole: library.ScanForward | library.ScanBackward | library.Convolution,
     shape: torch.Size,
     held: Sequence[Tensor | None],
+    group: int = GROUP,
 ) -> None:
     """Call a kernel on every row and channel of [B, L, D]; it reads and writes `held`."""
 
@@ -82,20 +84,30 @@ def _run(
         where.channel_begin, where.channel_end = first, end
         library.call(function, part)
 
-    _spread(shape[0], shape[2], job, held)
+    _spread(shape[0], shape[2], group, job, held)
 
 
-def _rowwise(values: Tensor) -> Tensor:
+def _wide_group(rows: int, channels: int) -> int:
+    """Return as many channels a piece as keep all threads at work: whole rows are read fastest.
+
+    For what sums nothing over channels, so that the number changes no result.
+    """
+    pieces = max(1, torch.get_num_threads() // max(1, rows))
+    return max(GROUP, -(-channels // (GROUP * pieces)) * GROUP)
+
+
+def rowwise(values: Tensor) -> Tensor:
     """Return float32 values whose last axis is contiguous, copied only where they are not."""
     values = values.float()
     return values if values.stride(-1) == 1 or values.shape[-1] == 1 else values.contiguous()
 
 
-def _dense(values: Tensor | None) -> Tensor | None:
+def dense(values: Tensor | None) -> Tensor | None:
+    """Return float32 values that lie densely; None for None."""
     return None if values is None else values.float().contiguous()
 
 
-def _arguments(
+def scan_arguments(
     u: Tensor,
     low: Tensor,
     weight: Tensor | None,
@@ -107,6 +119,7 @@ def _arguments(
     activate: bool,
     reverse: bool,
 ) -> library.ScanForward:
+    """Describe a scan to the kernels; rows, channels and where results go are still to be said."""
     return library.ScanForward(
         length=u.shape[1],
         channels=u.shape[2],
@@ -151,16 +164,17 @@ def scan(
     kept : Tensor [B, tiles, N, D]
         States that the backward pass starts from; empty unless `keep`.
     """
-    u, low, B, C = map(_rowwise, (u, low, B, C))
-    weight, bias, A, D = _dense(weight), _dense(bias), A.float().contiguous(), _dense(D)
+    u, low, B, C = map(rowwise, (u, low, B, C))
+    weight, bias, A, D = dense(weight), dense(bias), A.float().contiguous(), dense(D)
     y = torch.empty(u.shape, dtype=torch.float32)
     tiles = _tiles(u.shape[1]) if keep else 0
     kept = torch.empty(u.shape[0], tiles, A.shape[1], u.shape[2])
-    whole = _arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
+    whole = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
     whole.y = SequenceView.of(y)
     whole.kept = address(kept) if keep else None
 
-    _run("scan_forward", whole, u.shape, (u, low, weight, bias, A, B, C, D, y, kept))
+    held = (u, low, weight, bias, A, B, C, D, y, kept)
+    _run("scan_forward", whole, u.shape, held, _wide_group(u.shape[0], u.shape[2]))
     return y, kept
 
 
@@ -199,15 +213,15 @@ def scan_backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return gradients of u, of softplus' argument [B, L, D], of A, B, C and D."""
-    grad_y, u, low, B, C = map(_rowwise, (grad_y, u, low, B, C))
-    weight, bias, A, D = _dense(weight), _dense(bias), A.float().contiguous(), _dense(D)
+    grad_y, u, low, B, C = map(rowwise, (grad_y, u, low, B, C))
+    weight, bias, A, D = dense(weight), dense(bias), A.float().contiguous(), dense(D)
     rows, length, channels = u.shape
     states = A.shape[1]
     grad_u, grad_step = torch.empty(u.shape), torch.empty(u.shape)
     groups = -(-channels // GROUP)
     grad_b_c = torch.empty(groups, rows, length, 2 * states)
     grad_a, grad_skip = torch.empty(rows, states, channels), torch.empty(rows, channels)
-    forward = _arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
+    forward = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
     forward.kept = address(kept)
     whole = library.ScanBackward(
         forward=forward,
@@ -286,11 +300,11 @@ scan.register_autograd(_scan_gradients, setup_context=_save_scan)
 @_NEW("genebold::cpu_convolve", mutates_args=(), device_types="cpu")
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     """Convolve and apply SiLU as `selective_scan.convolve_silu`, in float32; 8 taps at most."""
-    x, weight, bias = _rowwise(x), weight.float().contiguous(), _dense(bias)
+    x, weight, bias = rowwise(x), weight.float().contiguous(), dense(bias)
     y = torch.empty(x.shape)
-    whole = _convolution(x, weight, bias, reverse)
+    whole = convolution_arguments(x, weight, bias, reverse)
     whole.y = SequenceView.of(y)
-    _run("convolve", whole, x.shape, (x, weight, bias, y))
+    _run("convolve", whole, x.shape, (x, weight, bias, y), _wide_group(x.shape[0], x.shape[2]))
     return y
 
 
@@ -303,12 +317,12 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
 def convolve_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_y, x = _rowwise(grad_y), _rowwise(x)
-    weight, bias = weight.float().contiguous(), _dense(bias)
+    grad_y, x = rowwise(grad_y), rowwise(x)
+    weight, bias = weight.float().contiguous(), dense(bias)
     rows, _, channels = x.shape
     grad_x = torch.empty(x.shape)
     grad_weight, grad_bias = torch.empty(rows, *weight.shape), torch.empty(rows, channels)
-    whole = _convolution(x, weight, bias, reverse)
+    whole = convolution_arguments(x, weight, bias, reverse)
     whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
     whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)
     held = (grad_y, x, weight, bias, grad_x, grad_weight, grad_bias)
@@ -326,9 +340,10 @@ def _(
     return new(*x.shape), new(*weight.shape), new(x.shape[2])
 
 
-def _convolution(
+def convolution_arguments(
     x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 ) -> library.Convolution:
+    """Describe a convolution to the kernels; rows, channels and results are still to be said."""
     return library.Convolution(
         length=x.shape[1],
         channels=x.shape[2],

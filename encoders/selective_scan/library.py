@@ -30,7 +30,7 @@ COMPILE_ARGS = (
 )
 LEVELS = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE = "GENEBOLD_CPU_LEVEL"
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 KEPT_EVERY = 32
 MAX_TAPS = 8
 
@@ -66,6 +66,7 @@ class ScanForward(ctypes.Structure):
         ("gate", SequenceView),
         ("y", SequenceView),
         ("kept", _ARRAY),
+        ("state", _ARRAY),
     )
 
 
@@ -89,7 +90,7 @@ class Convolution(ctypes.Structure):
     _fields_ = (
         *((name, _SIZE) for name in ("length", "channels", "taps")),
         *_RANGE,
-        ("reverse", _SIZE),
+        *((name, _SIZE) for name in ("reverse", "before")),
         ("x", SequenceView),
         ("y", SequenceView),
         ("weight", _ARRAY),
@@ -98,6 +99,18 @@ class Convolution(ctypes.Structure):
         ("grad_x", SequenceView),
         ("grad_weight", _ARRAY),
         ("grad_bias", _ARRAY),
+    )
+
+
+class Norm(ctypes.Structure):
+    """``Norm`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "length", "width", "centre")),
+        *((name, SequenceView) for name in ("x", "y")),
+        ("weight", _ARRAY),
+        ("bias", _ARRAY),
+        ("epsilon", ctypes.c_float),
     )
 
 

@@ -275,7 +275,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         "wanted = convolve_silu(x, w, None); child = os.fork()\n"
         "if child == 0:\n"
         "    from encoders.selective_scan.cpu import _spread\n"
-        "    done = []; _spread(2, 130, lambda *piece: done.append(piece), ())\n"
+        "    done = []; _spread(2, 130, 64, lambda *piece: done.append(piece), ())\n"
         "    os._exit(0 if len(done) == 6 else 1)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
     )
@@ -302,7 +302,7 @@ def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cpu._spread(1, 2 * cpu.GROUP, job, (tensor,))
+            cpu._spread(1, 2 * cpu.GROUP, cpu.GROUP, job, (tensor,))
         del tensor
         gc.collect()
         released.set()

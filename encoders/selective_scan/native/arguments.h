@@ -30,6 +30,7 @@ typedef struct {
   Sequence y;
   float *kept;  // null, or states before every tile of KEPT_EVERY positions in the order of
                 // reading: [batch, tiles, states, channels]
+  float *state;  // null for zeros, or where to begin: [batch, states, channels], left as the end
 } ScanForward;
 
 typedef struct {
@@ -48,6 +49,7 @@ typedef struct {
   int64_t length, channels, taps;
   int64_t row_begin, row_end, channel_begin, channel_end;
   int64_t reverse;
+  int64_t before;  // positions read before the first, which lie beside it in memory; forward only
   Sequence x, y;
   const float *weight;  // [channels, taps], the last tap on the position itself
   const float *bias;    // [channels], or null
@@ -55,7 +57,16 @@ typedef struct {
   float *grad_weight, *grad_bias;    // [batch, channels, taps], [batch, channels]
 } Convolution;
 
+// y = (x - mean) / sqrt(mean square + epsilon) weight + bias, over the last axis.
+typedef struct {
+  int64_t rows, length, width;
+  int64_t centre;  // whether the mean is taken off: a layer norm, else a root mean square norm
+  Sequence x, y;
+  const float *weight, *bias;  // [width]; no bias where null
+  float epsilon;
+} Norm;
+
 #define KEPT_EVERY 32
 #define MAX_TAPS 8
-#define INTERFACE_VERSION 1
+#define INTERFACE_VERSION 2
 #endif

@@ -32,32 +32,44 @@ struct Channels {
   const float *a;       // [states, LANES], times log2(e)
 };
 
-// delta, delta * u and, where asked for, the slope of softplus, for a tile.
+// COUNT positions of softplus' argument, which share the loads of the weights.
+template <int COUNT>
+TARGET static void project(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                           float *to) {
+  const float *low[COUNT];
+  Vec sum[COUNT];
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; i++) {
+    low[i] = at(s.low, row, start + i);
+    sum[i] = c.bias;
+  }
+  for (int64_t r = 0; r < s.rank; r++) {
+    const Vec weight = load(c.weight + r * LANES);
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++) sum[i] += weight * low[i][r];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; i++) {
+    if (s.rank == 0) sum[i] += load_some(low[i] + c.first, c.count);
+    store(to + i * LANES, sum[i]);
+  }
+}
+
+// delta, delta * u and, with SLOPE, the slope of softplus, for a tile.
+template <bool SLOPE>
 TARGET static void time_steps(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
                               int64_t length, float *delta, float *input, float *slope) {
-  for (int64_t t = 0; t < length; t++) {
-    const float *low = at(s.low, row, start + t);
-    Vec x = c.bias;
-    if (s.rank > 0) {
-      Vec even = c.bias, odd = {};
-      int64_t r = 0;
-      for (; r + 1 < s.rank; r += 2) {
-        even += load(c.weight + r * LANES) * low[r];
-        odd += load(c.weight + (r + 1) * LANES) * low[r + 1];
-      }
-      if (r < s.rank) even += load(c.weight + r * LANES) * low[r];
-      x = even + odd;
-    } else {
-      x += load_some(low + c.first, c.count);
-    }
-    Vec step = x;
+  int64_t t = 0;
+  for (; t + 4 <= length; t += 4) project<4>(s, c, row, start + t, delta + t * LANES);
+  for (; t < length; t++) project<1>(s, c, row, start + t, delta + t * LANES);
+  for (t = 0; t < length; t++) {
+    Vec step = load(delta + t * LANES), rising = all(1.0f);
     if (s.activate) {
-      const Softplus both = softplus(x);
+      const Softplus both = softplus(step);
       step = both.value;
-      if (slope) store(slope + t * LANES, both.slope);
-    } else if (slope) {
-      store(slope + t * LANES, all(1.0f));
+      rising = both.slope;
     }
+    if (SLOPE) store(slope + t * LANES, rising);
     store(delta + t * LANES, step);
     store(input + t * LANES, step * load_some(at(s.u, row, start + t) + c.first, c.count));
   }
@@ -132,41 +144,81 @@ TARGET static void finish_rows(const ScanForward &s, const Channels &c, int64_t 
   }
 }
 
-// The scan of LANES channels of one row. `work` holds states, weights: see scan_floats.
-TARGET static void scan_channels(const ScanForward &s, int64_t row, int64_t first, float *work) {
+// Where a block of channels keeps what it needs: its state, and its weights turned.
+struct Work {
+  float *first;
+  int64_t floats;  // of one block
+  float *state(int64_t block) const { return first + block * floats; }
+};
+
+INLINE int64_t block_floats(const ScanForward &s) { return (2 * s.states + s.rank) * LANES; }
+INLINE int64_t blocks_of(int64_t begin, int64_t end) { return (end - begin + LANES - 1) / LANES; }
+
+TARGET static Channels block_channels(const ScanForward &s, const Work &work, int64_t block) {
+  float *a = work.state(block) + s.states * LANES;
+  const int64_t first = s.channel_begin + block * LANES, left = s.channel_end - first;
+  Channels c = {first, left < LANES ? left : LANES, {}, {}, a + s.states * LANES, a};
+  if (s.bias) c.bias = load_some(s.bias + first, c.count);
+  if (s.skip) c.skip = load_some(s.skip + first, c.count);
+  return c;
+}
+
+TARGET static void scan_tile(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                             int64_t length, float *state) {
   alignas(64) Rows delta, input, out;
-  float *state = work, *a = state + s.states * LANES, *weight = a + s.states * LANES;
-  const Channels c = channels_of(s, first, weight, a);
-  for (int64_t i = 0; i < s.states * LANES; i++) state[i] = 0.0f;
-  // Tiles of memory hold a whole number of kept states, counted in the order of reading.
+  time_steps<false>(s, c, row, start, length, delta, input, nullptr);
+  for (int64_t t = 0; t < length; t++) {
+    Vec skipped = {};
+    if (s.skip) skipped = c.skip * load_some(at(s.u, row, start + t) + c.first, c.count);
+    store(out + t * LANES, skipped);
+  }
+  advance_all(s, c, row, start, length, delta, input, state, out);
+  finish_rows(s, c, row, start, length, out);
+}
+
+TARGET static void scan_row(const ScanForward &s, int64_t row, const Work &work) {
+  const int64_t blocks = blocks_of(s.channel_begin, s.channel_end);
+  // Tiles hold a whole number of kept states, counted in the order of reading. All channels of a
+  // tile come before the next tile: what memory brings in is whole rows, used at once.
   const int64_t size = s.kept ? KEPT_EVERY : TILE;
   const int64_t tiles = (s.length + size - 1) / size;
   for (int64_t k = 0; k < tiles; k++) {
     const int64_t left = s.length - k * size, length = left < size ? left : size;
     const int64_t start = s.reverse ? left - length : k * size;
-    if (s.kept) {
-      put_states(s.kept + (row * tiles + k) * s.states * s.channels, s, c, state);
+    for (int64_t block = 0; block < blocks; block++) {
+      const Channels c = block_channels(s, work, block);
+      if (s.kept) {
+        put_states(s.kept + (row * tiles + k) * s.states * s.channels, s, c, work.state(block));
+      }
+      scan_tile(s, c, row, start, length, work.state(block));
     }
-    time_steps(s, c, row, start, length, delta, input, nullptr);
-    for (int64_t t = 0; t < length; t++) {
-      Vec skipped = {};
-      if (s.skip) skipped = c.skip * load_some(at(s.u, row, start + t) + first, c.count);
-      store(out + t * LANES, skipped);
-    }
-    advance_all(s, c, row, start, length, delta, input, state, out);
-    finish_rows(s, c, row, start, length, out);
   }
 }
 
-INLINE int64_t scan_floats(const ScanForward &s) { return (2 * s.states + s.rank) * LANES; }
-
 TARGET static int scan_forward(const ScanForward &s) {
-  float *work = (float *)aligned_alloc(64, (scan_floats(s) + LANES) * sizeof(float) / 64 * 64 + 64);
-  if (!work) return 1;
-  for (int64_t row = s.row_begin; row < s.row_end; row++)
-    for (int64_t first = s.channel_begin; first < s.channel_end; first += LANES)
-      scan_channels(s, row, first, work);
-  free(work);
+  const int64_t blocks = blocks_of(s.channel_begin, s.channel_end);
+  Work work = {nullptr, block_floats(s)};
+  work.first = (float *)aligned_alloc(64, (blocks * work.floats * sizeof(float) / 64 + 1) * 64);
+  if (!work.first) return 1;
+  for (int64_t block = 0; block < blocks; block++) {
+    float *a = work.state(block) + s.states * LANES;
+    channels_of(s, s.channel_begin + block * LANES, a + s.states * LANES, a);
+  }
+  for (int64_t row = s.row_begin; row < s.row_end; row++) {
+    float *carried = s.state ? s.state + row * s.states * s.channels : nullptr;
+    for (int64_t block = 0; block < blocks; block++) {
+      const Channels c = block_channels(s, work, block);
+      for (int64_t n = 0; n < s.states; n++) {
+        Vec h = {};
+        if (carried) h = load_some(carried + n * s.channels + c.first, c.count);
+        store(work.state(block) + n * LANES, h);
+      }
+    }
+    scan_row(s, row, work);
+    for (int64_t block = 0; carried && block < blocks; block++)
+      put_states(carried, s, block_channels(s, work, block), work.state(block));
+  }
+  free(work.first);
   return 0;
 }
 
@@ -259,7 +311,7 @@ TARGET static void backward_tile(const Backward &w, const Channels &c, int64_t r
                                  int64_t length, const float *kept, float *carry, float *grad_a,
                                  Vec *grad_skip) {
   const ScanForward &s = w.s;
-  time_steps(s, c, row, start, length, w.delta, w.input, w.slope);
+  time_steps<true>(s, c, row, start, length, w.delta, w.input, w.slope);
   for (int64_t i = 0; i < length * LANES; i++) w.grad_input[i] = w.grad_step[i] = 0.0f;
   retreat_all(w, c, row, start, length, kept, carry, grad_a);
   for (int64_t t = 0; t < length; t++) {
@@ -327,32 +379,65 @@ TARGET static int scan_backward(const ScanBackward &q) {
 
 // ---- convolution
 
-TARGET static int convolve(const Convolution &q) {
-  const int64_t taps = q.taps, step = q.reverse ? -1 : 1;
-  for (int64_t row = q.row_begin; row < q.row_end; row++) {
-    for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
-      const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
-      alignas(64) float turned[MAX_TAPS * LANES];
-      turn(q.weight + first * taps, taps, count, 1.0f, turned);
-      const Vec bias = q.bias ? load_some(q.bias + first, count) : (Vec){};
-      Vec weight[MAX_TAPS], window[MAX_TAPS];
-      for (int64_t k = 0; k < taps; k++) {
-        weight[k] = load(turned + k * LANES);
-        window[k] = (Vec){};
-      }
-      int64_t t = q.reverse ? q.length - 1 : 0;
-      for (int64_t j = 0; j < q.length; j++, t += step) {
-        Vec sum = bias;
-        for (int64_t k = 0; k + 1 < taps; k++) {
-          window[k] = window[k + 1];
-          sum += weight[k] * window[k];
-        }
-        window[taps - 1] = load_some(at(q.x, row, t) + first, count);
-        sum += weight[taps - 1] * window[taps - 1];
-        store_some(at_mutable(q.y, row, t) + first, silu(sum), count);
-      }
+// Position j, counted in the order of reading from the first that this call owns.
+INLINE int64_t position_of(const Convolution &q, int64_t j) {
+  return q.reverse ? q.length - 1 - j : j;
+}
+
+// One position, from the last TAPS read; `weight` is [TAPS, channels].
+template <int TAPS>
+TARGET static void convolve_position(const Convolution &q, int64_t row, int64_t j,
+                                     const float *weight, int64_t width) {
+  const float *from[TAPS];
+#pragma GCC unroll 8
+  for (int k = 0; k < TAPS; k++) from[k] = at(q.x, row, position_of(q, j + k + 1 - TAPS));
+  float *to = at_mutable(q.y, row, position_of(q, j));
+  for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
+    const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
+    Vec sum = {};
+    if (q.bias) sum = load_some(q.bias + first, count);
+#pragma GCC unroll 8
+    for (int k = 0; k < TAPS; k++)
+      sum += load(weight + k * width + first - q.channel_begin) * load_some(from[k] + first, count);
+    store_some(to + first, silu(sum), count);
+  }
+}
+
+// Weights [channels, taps] as [taps, width], zeros behind the last channel.
+INLINE void turn_taps(const Convolution &q, int64_t width, float *to) {
+  for (int64_t k = 0; k < q.taps; k++)
+    for (int64_t i = 0; i < width; i++) {
+      const int64_t channel = q.channel_begin + i;
+      to[k * width + i] = channel < q.channel_end ? q.weight[channel * q.taps + k] : 0.0f;
+    }
+}
+
+TARGET static void convolve_row(const Convolution &q, int64_t row, const float *weight,
+                                int64_t width) {
+  for (int64_t j = 0; j < q.length; j++) {
+    // Taps before anything was read see zeros: they are left out.
+    const int64_t read = j + q.before + 1, used = read < q.taps ? read : q.taps;
+    const float *from = weight + (q.taps - used) * width;
+    switch (used) {
+      case 1: convolve_position<1>(q, row, j, from, width); break;
+      case 2: convolve_position<2>(q, row, j, from, width); break;
+      case 3: convolve_position<3>(q, row, j, from, width); break;
+      case 4: convolve_position<4>(q, row, j, from, width); break;
+      case 5: convolve_position<5>(q, row, j, from, width); break;
+      case 6: convolve_position<6>(q, row, j, from, width); break;
+      case 7: convolve_position<7>(q, row, j, from, width); break;
+      default: convolve_position<8>(q, row, j, from, width);
     }
   }
+}
+
+TARGET static int convolve(const Convolution &q) {
+  const int64_t width = (q.channel_end - q.channel_begin + LANES - 1) / LANES * LANES;
+  float *weight = (float *)aligned_alloc(64, (q.taps * width * sizeof(float) / 64 + 1) * 64);
+  if (!weight) return 1;
+  turn_taps(q, width, weight);
+  for (int64_t row = q.row_begin; row < q.row_end; row++) convolve_row(q, row, weight, width);
+  free(weight);
   return 0;
 }
 
@@ -406,5 +491,35 @@ TARGET static int convolve_backward(const Convolution &q) {
       store_some(q.grad_bias + row * q.channels + first, grad_bias, count);
     }
   }
+  return 0;
+}
+
+// ---- norm
+
+TARGET static void norm_position(const Norm &q, const float *x, float *y) {
+  const float size = (float)q.width;
+  Vec total = {}, squares = {};
+  for (int64_t i = 0; i < q.width; i += LANES) total += load_some(x + i, q.width - i);
+  const Vec mean = q.centre ? all(sum_of(total) / size) : (Vec){};
+  for (int64_t i = 0; i < q.width; i += LANES) {
+    const int64_t left = q.width - i;
+    Vec off = load_some(x + i, left) - mean;
+    // Lanes behind the last hold zeros, which the mean must not reach.
+    if (left < LANES) off = load_some((const float *)&off, left);
+    squares += off * off;
+  }
+  const Vec scale = all(1.0f / __builtin_sqrtf(sum_of(squares) / size + q.epsilon));
+  for (int64_t i = 0; i < q.width; i += LANES) {
+    const int64_t left = q.width - i;
+    Vec value = (load_some(x + i, left) - mean) * scale * load_some(q.weight + i, left);
+    if (q.bias) value += load_some(q.bias + i, left);
+    store_some(y + i, value, left);
+  }
+}
+
+TARGET static int norm(const Norm &q) {
+  for (int64_t row = 0; row < q.rows; row++)
+    for (int64_t t = 0; t < q.length; t++)
+      norm_position(q, at(q.x, row, t), at_mutable(q.y, row, t));
   return 0;
 }

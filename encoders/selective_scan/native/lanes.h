@@ -32,9 +32,14 @@ INLINE void store_some(float *to, Vec value, int64_t count) {
   for (int64_t i = 0; i < count; i++) to[i] = whole[i];
 }
 
-// The comparison is written so that a NaN in `value` stays one.
+// The instructions return their second operand where one is NaN: a NaN in `value` stays.
+#ifdef MAXIMUM
+INLINE Vec at_least(Vec value, Vec bound) { return (Vec)MAXIMUM(bound, value); }
+INLINE Vec at_most(Vec value, Vec bound) { return (Vec)MINIMUM(bound, value); }
+#else
 INLINE Vec at_least(Vec value, Vec bound) { return value < bound ? bound : value; }
 INLINE Vec at_most(Vec value, Vec bound) { return value > bound ? bound : value; }
+#endif
 INLINE Vec magnitude(Vec value) { return (Vec)((IntVec)value & 0x7fffffff); }
 
 // 2^x, relative error 1.5e-7; below 2^-126 it stays there. x must not pass 127.

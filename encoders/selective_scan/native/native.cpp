@@ -8,8 +8,11 @@
 #include "arguments.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define HAS_X86_LEVELS 1
 namespace avx512 {
+#define MAXIMUM _mm512_max_ps
+#define MINIMUM _mm512_min_ps
 #define LANES 16
 #define MOST_STATES 16
 #define MOST_STATES_BACKWARD 8
@@ -17,6 +20,8 @@ namespace avx512 {
   __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")))
 #include "lanes.h"
 #include "kernels.h"
+#undef MAXIMUM
+#undef MINIMUM
 #undef LANES
 #undef MOST_STATES
 #undef MOST_STATES_BACKWARD
@@ -24,12 +29,16 @@ namespace avx512 {
 #undef INLINE
 }  // namespace avx512
 namespace avx2 {
+#define MAXIMUM _mm256_max_ps
+#define MINIMUM _mm256_min_ps
 #define LANES 8
 #define MOST_STATES 8
 #define MOST_STATES_BACKWARD 4
 #define TARGET __attribute__((target("avx2,fma")))
 #include "lanes.h"
 #include "kernels.h"
+#undef MAXIMUM
+#undef MINIMUM
 #undef LANES
 #undef MOST_STATES
 #undef MOST_STATES_BACKWARD
@@ -39,6 +48,10 @@ namespace avx2 {
 #endif
 
 namespace baseline {  // SSE2 on x86-64, NEON on Arm
+#ifdef HAS_X86_LEVELS
+#define MAXIMUM _mm_max_ps
+#define MINIMUM _mm_min_ps
+#endif
 #define LANES 4
 #define MOST_STATES 8
 #define MOST_STATES_BACKWARD 4
@@ -78,6 +91,7 @@ int genebold_interface_version(void) { return INTERFACE_VERSION; }
 int genebold_level(void) { return level_of_this_cpu(); }
 int genebold_scan_forward(const ScanForward *s, int level) { DISPATCH(scan_forward, s) }
 int genebold_scan_backward(const ScanBackward *q, int level) { DISPATCH(scan_backward, q) }
+int genebold_norm(const Norm *q, int level) { DISPATCH(norm, q) }
 int genebold_convolve(const Convolution *q, int level) { DISPATCH(convolve, q) }
 int genebold_convolve_backward(const Convolution *q, int level) { DISPATCH(convolve_backward, q) }
 }

@@ -1,0 +1,424 @@
+"""Caduceus' pooled features, tile by tile: no hidden state of a whole layer is ever held.
+
+Each strand of a window is a stream of its own, kept in one orientation from the first layer to the
+last; a layer that sees it flipped (see `_Layer`) has flipped weights instead. In a layer two
+readers walk the stream, one from either end. The first to come to a tile projects it, convolves
+and scans; the second adds its own scan, gates, projects back and adds to the residual, in place.
+So every product is taken once, and a stream needs its residual and two buffers of the inner width.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
+from encoders.caduceus.model import CaduceusForMaskedLM
+from encoders.mamba import LayerNorm, Mamba, Reading, RMSNorm, at_least_float32
+from encoders.selective_scan import backend_for
+from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
+
+TILE = 256
+# Windows from here on are read by two threads from both ends, so that half as many are in memory.
+LONG = 2**14
+
+
+def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
+    """Tell whether `pool_streamed` gives here and now what running the network would give.
+
+    Not where gradients or autocast are on, something traces the network or listens to its layers,
+    or layers were replaced; nor for the few options of which no weights were published: directions
+    that share no projections or are multiplied, or a residual rounded after every layer. Without
+    the native kernels it is the slower way, and taken for long windows only, for their memory.
+
+    Parameters
+    ----------
+    network : CaduceusForMaskedLM
+    length : int
+        Of the windows, in bases.
+    """
+    first = next(network.parameters())
+    wide = at_least_float32(torch.empty(0, dtype=first.dtype)).dtype
+    if first.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.is_grad_enabled() and any(value.requires_grad for value in network.parameters()):
+        return False
+    native = backend_for(first.device, wide) == "cpu"
+    return (native or length >= LONG) and streams(network) and not _is_changed(network)
+
+
+def streams(network: CaduceusForMaskedLM) -> bool:
+    """Tell whether the architecture is one that `pool_streamed` knows."""
+    config = network.config
+    dtype = next(network.parameters()).dtype
+    added = all(
+        block.added_once or block.mamba_rev is None
+        for block in network.modules()
+        if isinstance(block, BiMamba)
+    )
+    whole = at_least_float32(torch.empty(0, dtype=dtype)).dtype == dtype
+    return added and (whole or config.residual_in_fp32 or not config.fused_add_norm)
+
+
+def _is_changed(network: CaduceusForMaskedLM) -> bool:
+    """Tell whether layers have hooks, or are others than those the network was built with."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Embedding)
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return True
+        if isinstance(module, kinds) and type(module) not in kinds:
+            return True
+        if isinstance(module, Mamba) and type(module.in_proj) is not nn.Linear:
+            return True
+    return False
+
+
+def pool_streamed(
+    network: CaduceusForMaskedLM,
+    input_ids: Int[Tensor, "batch length"],
+    complement_map: Int[Tensor, " vocabulary"],
+    weights: Float[Tensor, "batch length"],
+) -> Float[Tensor, "batch dim strand"]:
+    """Weighted mean of the last hidden states of windows of equal length, for both strands.
+
+    For inference. Memory is that of the longest streams in flight: 1,280 numbers a base and stream
+    at published size, two threads to a stream where windows are long.
+
+    Parameters
+    ----------
+    network : CaduceusForMaskedLM
+        One that `streams`; `can_stream` looks at the circumstances as well.
+    input_ids : Tensor [B, L]
+        Without padding.
+    complement_map : Tensor [V]
+        Token of each token's complement.
+    weights : Tensor [B, L]
+        Of each base; a window's sum is above zero.
+
+    Returns
+    -------
+    Tensor [B, D, 2]
+        In float32 at least; as `CaduceusEncoder.forward`.
+    """
+    folds = network.config.rcps and network.config.fused_add_norm
+    layers, last_norm = _prepare(network, folds)
+    turned = folds and len(layers) % 2 == 1
+    length = input_ids.shape[1]
+    rows = max(1, 2 * TILE // length)
+    jobs = []
+    for first in range(0, len(input_ids), rows):
+        ids = input_ids[first : first + rows]
+        other = complement_map[ids].flip(1)
+        share = weights[first : first + rows]
+        pair = (other.flip(1), ids.flip(1)) if turned else (ids, other)
+        for strand, tokens in enumerate(pair):
+            jobs.append((tokens, share.flip(1) if strand else share))
+    table = _embedding(network).weight
+    table = table.flip(-1) if turned else table
+    keeps_wide = network.config.residual_in_fp32
+
+    def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
+        tokens, share = job
+        embedded = F.embedding(tokens, table)
+        stream = _Stream(at_least_float32(embedded) if keeps_wide else embedded, table.dtype)
+        for layer in layers:
+            stream.run(layer, helper)
+        return stream.pool(last_norm, share)
+
+    pooled = _run_all(run, jobs, paired=length >= LONG and len(layers[0].readers) == 2)
+    strands = [torch.cat(pooled[strand::2]) for strand in range(2)]
+    total = weights.to(strands[0].dtype).sum(dim=1)
+    return torch.stack(strands, dim=-1) / total[:, None, None]
+
+
+def _embedding(network: CaduceusForMaskedLM) -> nn.Embedding:
+    words = network.caduceus.backbone.embeddings["word_embeddings"]
+    embedding = words if isinstance(words, nn.Embedding) else words.embedding
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+# ---- weights
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Tell whether this CPU has products in a reduced precision that are faster than float32's."""
+    if dtype != torch.bfloat16:
+        return False
+    known: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
+    found = known() if known is not None else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
+    return weight.detach().flip(axis) if flipped else weight.detach()
+
+
+class _Product:
+    """A linear map; its weights are held in the type that this CPU multiplies fastest."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        dtype = weight.dtype
+        exact = dtype in (torch.float32, torch.float64) or _multiplies(dtype)
+        self.inner = dtype if exact else torch.float32
+        self.weight = weight.to(self.inner).contiguous()
+        self.bias = None if bias is None else bias.to(self.inner)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.inner), self.weight, self.bias).to(x.dtype)
+
+
+class _Norm:
+    """The norm on the way into a layer, from a residual to the arithmetic's own type."""
+
+    def __init__(self, norm: RMSNorm | LayerNorm, dtype: torch.dtype, flipped: bool) -> None:
+        self.dtype = dtype
+        self.eps = norm.eps
+        bias = norm.bias if isinstance(norm, LayerNorm) else None
+        self.centre = bias is not None
+        self.weight = at_least_float32(_turned(norm.weight, 0, flipped))
+        self.bias = None if bias is None else at_least_float32(_turned(bias, 0, flipped))
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        x = at_least_float32(residual)
+        return norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre).to(self.dtype)
+
+
+class _Reader:
+    """One reading direction of a Mamba block."""
+
+    def __init__(self, reading: Reading, *, reverse: bool) -> None:
+        dtype = reading.x_proj.weight.dtype
+        self.reverse = reverse
+        self.taps, self.taps_bias = reading.conv1d.weight[:, 0], reading.conv1d.bias
+        self.projection = _Product(reading.x_proj.weight)
+        self.A = -torch.exp(at_least_float32(reading.A_log))
+        self.D = reading.D
+        self.rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
+        self.steps_weight: Tensor | None = reading.dt_proj.weight
+        self.steps_bias = reading.dt_proj.bias
+        self.steps: _Product | None = None
+        if self.A.dtype != dtype:
+            # Upstream rounds the projected time steps; in full precision the scan projects them.
+            self.steps, self.steps_weight = _Product(reading.dt_proj.weight), None
+
+    def start(self, rows: int) -> Tensor:
+        """Return the state before anything was read."""
+        return self.A.new_zeros(rows, self.states, self.A.shape[0])
+
+    def read(
+        self, u: Tensor, start: int, end: int, state: Tensor, into: Tensor, *,
+        add: bool, gate: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Convolve and scan one tile of u [R, L, I]; see `scan_tile`."""
+        x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse)
+        low, B, C = self.projection(x).split([self.rank, self.states, self.states], dim=-1)
+        if self.steps is not None:
+            low = self.steps(low)
+        scan_tile(
+            x, low, self.A, B, C, self.D, state,
+            delta_weight=self.steps_weight, delta_bias=self.steps_bias, reverse=self.reverse,
+            into=into, add=add, gate=gate,
+        )  # fmt: skip
+
+
+class _Layer:
+    """One layer's weights, flipped where the stream lies flipped before it.
+
+    With RC parameter sharing every fused layer exchanges the strands' halves, that is, it sees the
+    other strand flipped along channels and positions. Two such layers undo one another, so that on
+    every second one, counted from the last, the weights are flipped: the norm's, the columns of
+    the first product and the rows of the last; and the two directions are exchanged.
+    """
+
+    def __init__(self, norm: RMSNorm | LayerNorm, mixer: BiMamba, flipped: bool) -> None:
+        mamba = mixer.mamba_fwd
+        inner = mamba.out_proj.in_features
+        first = _turned(mamba.in_proj.weight, 1, flipped)
+        last = _turned(mamba.out_proj.weight, 0, flipped)
+        last_bias = None
+        if mamba.out_proj.bias is not None:
+            last_bias = _turned(mamba.out_proj.bias, 0, flipped)
+        biases: Sequence[Tensor | None] = (None, None)
+        if mamba.in_proj.bias is not None:
+            biases = mamba.in_proj.bias.split(inner)
+        self.norm = _Norm(norm, first.dtype, flipped)
+        self.inner = inner
+        self.inputs = _Product(first[:inner], biases[0])
+        self.gate = _Product(first[inner:], biases[1])
+        self.outputs = _Product(last, last_bias)
+        self.readers = [_Reader(mamba.readings[0], reverse=flipped)]
+        if mixer.mamba_rev is not None:
+            self.readers.append(_Reader(mixer.mamba_rev.readings[0], reverse=not flipped))
+
+
+def _prepare(network: CaduceusForMaskedLM, folds: bool) -> tuple[list[_Layer], _Norm]:
+    backbone = network.caduceus.backbone
+    count = len(backbone.layers)
+    layers = []
+    for index, block in enumerate(backbone.layers):
+        assert isinstance(block, Block | RcBlock)
+        mixer = block.mixer.submodule if isinstance(block, RcBlock) else block.mixer
+        assert isinstance(mixer, BiMamba)
+        flipped = folds and (count - 1 - index) % 2 == 1
+        layers.append(_Layer(bare_norm(block.norm), mixer, flipped))
+    dtype = _embedding(network).weight.dtype
+    return layers, _Norm(bare_norm(backbone.norm_f), dtype, flipped=False)
+
+
+# ---- streams
+
+
+@dataclass
+class _Claims:
+    """Which tiles of a layer a reader has come to, and which it has left."""
+
+    changed: threading.Condition
+    come: set[int]
+    left: set[int]
+    failed: bool = False
+
+    def claim(self, tile: int) -> bool:
+        """Return whether nobody came before; else wait until that reader has left."""
+        with self.changed:
+            if tile not in self.come:
+                self.come.add(tile)
+                return True
+            self.changed.wait_for(lambda: tile in self.left or self.failed)
+            if self.failed:
+                raise RuntimeError("the other reader of this stream failed")
+            return False
+
+    def leave(self, tile: int) -> None:
+        """Let the other reader in."""
+        with self.changed:
+            self.left.add(tile)
+            self.changed.notify_all()
+
+    @contextmanager
+    def released_on_failure(self) -> Iterator[None]:
+        """Wake the other reader if this one fails."""
+        try:
+            yield
+        except BaseException:
+            with self.changed:
+                self.failed = True
+                self.changed.notify_all()
+            raise
+
+
+class _Stream:
+    """One strand of a few windows of equal length, [R, L, D]."""
+
+    def __init__(self, residual: Tensor, dtype: torch.dtype) -> None:
+        self.residual = residual
+        self.dtype = dtype
+        rows, self.length = residual.shape[:2]
+        self.tile = self.length if rows > 1 else TILE
+        self.inner = residual.new_empty(0)
+        self.mixed = residual.new_empty(0)
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return -(-self.length // self.tile)
+
+    def run(self, layer: _Layer, helper: ThreadPoolExecutor | None) -> None:
+        """Take the stream through a layer; with a helper, two readers at once."""
+        shape = (*self.residual.shape[:2], layer.inner)
+        if self.inner.shape != shape:
+            self.inner = self.residual.new_empty(shape, dtype=self.dtype)
+            self.mixed = torch.empty_like(self.inner)
+        claims = _Claims(threading.Condition(), set(), set())
+        if helper is None or len(layer.readers) == 1:
+            for reader in reversed(layer.readers):
+                self._walk(layer, reader, claims)
+            return
+        other = helper.submit(self._walk, layer, layer.readers[1], claims)
+        try:
+            self._walk(layer, layer.readers[0], claims)
+        finally:
+            other.result()
+
+    def _walk(self, layer: _Layer, reader: _Reader, claims: _Claims) -> None:
+        with torch.inference_mode(), claims.released_on_failure():
+            state = reader.start(len(self.residual))
+            order = range(self.tiles)
+            for tile in reversed(order) if reader.reverse else order:
+                alone = len(layer.readers) == 1
+                first = claims.claim(tile)
+                self._visit(layer, reader, tile, state, first=first, last=alone or not first)
+                claims.leave(tile)
+
+    def _visit(
+        self, layer: _Layer, reader: _Reader, tile: int, state: Tensor, *, first: bool, last: bool
+    ) -> None:
+        start = tile * self.tile
+        end = min(start + self.tile, self.length)
+        where = slice(start, end)
+        normed = layer.norm(self.residual[:, where])
+        if first:
+            self.inner[:, where] = layer.inputs(normed)
+        gate = layer.gate(normed) if last else None
+        mixed = self.mixed[:, where]
+        reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate)
+        if last:
+            self.residual[:, where] += layer.outputs(mixed)
+
+    def pool(self, norm: _Norm, weights: Tensor) -> Tensor:
+        """Return the weighted sum over the positions, [R, D]."""
+        total: Tensor | float = 0.0
+        for start in range(0, self.length, self.tile):
+            where = slice(start, start + self.tile)
+            normed = at_least_float32(norm(self.residual[:, where]))
+            total = total + torch.einsum("rld,rl->rd", normed, weights[:, where].to(normed.dtype))
+        assert isinstance(total, Tensor)
+        return total
+
+
+def _run_all(
+    run: Callable[[tuple[Tensor, Tensor], ThreadPoolExecutor | None], Tensor],
+    jobs: list[tuple[Tensor, Tensor]],
+    *,
+    paired: bool,
+) -> list[Tensor]:
+    """Run all jobs on as many threads as torch has; each of them computes by itself."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        with torch.inference_mode():
+            return [run(job, None) for job in jobs]
+    paired = paired or len(jobs) < threads
+    at_once = max(1, threads // 2) if paired else threads
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+
+    def work(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
+        with torch.inference_mode():
+            return run(job, helper)
+
+    try:
+        with (
+            ThreadPoolExecutor(at_once, "genebold-stream", alone) as workers,
+            ThreadPoolExecutor(at_once, "genebold-reader", alone) as helpers,
+        ):
+            helper = helpers if paired else None
+            futures = [workers.submit(work, job, helper) for job in jobs]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()
+    finally:
+        # A thread's own number is the whole process' for some libraries.
+        torch.set_num_threads(threads)

@@ -1,0 +1,174 @@
+"""Streamed pooling gives what running the network and pooling gives, however it is cut."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from encoders import load_encoder
+from encoders.base import pool_bases
+from encoders.caduceus import streamed
+from encoders.caduceus.streamed import can_stream, pool_streamed, streams
+from encoders.selective_scan import library
+
+SMALL = {"d_model": 12, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
+VARIANTS = {
+    "ps": {"rcps": True},
+    "ps_even": {"rcps": True, "n_layer": 4},
+    "ps_one": {"rcps": True, "n_layer": 1},
+    "ps_unfused": {"rcps": True, "fused_add_norm": False},
+    "ps_layer_norm": {"rcps": True, "rms_norm": False},
+    "ps_one_way": {"rcps": True, "bidirectional": False},
+    "ps_one_way_biased": {
+        "rcps": True,
+        "bidirectional": False,
+        "ssm_cfg": {"d_state": 4, "bias": True, "conv_bias": False},
+    },
+    "ph": {"rcps": False},
+    "ph_one_way": {"rcps": False, "bidirectional": False, "rms_norm": False},
+}
+LIMIT = {"float32": 1e-5, "float64": 1e-12}
+
+
+@cache
+def small(variant: str, dtype: str):
+    """Make an encoder that no test changes."""
+    return make(variant, dtype)
+
+
+def make(variant: str, dtype: str, **more):
+    config = {**SMALL, **VARIANTS[variant], **more, "initializer_cfg": {"initializer_range": 1.0}}
+    encoder = load_encoder("caduceus", config=config, dtype=dtype, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, values in encoder.backbone.named_parameters():
+            if name.endswith(("norm.weight", "norm_f.weight", "bias", ".D")):
+                values.add_(torch.randn(values.shape, generator=generator))
+    return encoder
+
+
+def windows(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw token ids of bases, N among them, and pooling weights."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(7, 12, (rows, length), generator=generator)
+    return ids, torch.rand(rows, length, generator=generator, dtype=torch.float64)
+
+
+def windows_of(encoder, rows: int, length: int) -> tuple[torch.Tensor, ...]:
+    """Draw what `pool_streamed` takes after the network."""
+    ids, weights = windows(rows, length)
+    return ids, encoder.complement_map, weights
+
+
+def plain(encoder, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        hidden = encoder.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
+        return pool_bases(hidden, torch.ones_like(ids, dtype=torch.bool), weights)
+
+
+def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.fixture
+def threads():
+    """Give a function that sets torch's number of threads, which is put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 2), (2, 33), (1, 100)])
+def test_it_is_the_pooled_network(variant, dtype, rows, length, monkeypatch) -> None:
+    monkeypatch.setattr(streamed, "TILE", 16)
+    encoder = small(variant, dtype)
+    assert streams(encoder.backbone)
+    ids, weights = windows(rows, length)
+    found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
+    assert worst(found, plain(encoder, ids, weights)) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("long", [1, 10**6])
+def test_threads_change_no_bit(count, long, threads, monkeypatch) -> None:
+    monkeypatch.setattr(streamed, "TILE", 16)
+    encoder = small("ps", "float32")
+    ids, weights = windows(2, 150)
+    threads(1)
+    wanted = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
+    monkeypatch.setattr(streamed, "LONG", long)
+    threads(count)
+    found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
+    assert torch.equal(found, wanted)
+    assert torch.get_num_threads() == count
+
+
+def test_neighbours_in_a_batch_change_little() -> None:
+    encoder = small("ps", "float32")
+    ids, weights = windows(7, 40)
+    together = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
+    alone = pool_streamed(encoder.backbone, ids[3:4], encoder.complement_map, weights[3:4])
+    assert worst(together[3:4], alone) < 1e-6
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    ids, weights = windows(2, 60)
+    wanted = plain(small("ps", "float32"), ids, weights)
+    encoder = small("ps", "bfloat16")
+    found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
+    assert found.dtype == torch.float32
+    off = worst(found, wanted)
+    assert off < 1.5 * worst(plain(encoder, ids, weights), wanted)
+    assert off < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_failing_reader_stops_the_other(count, threads, monkeypatch) -> None:
+    monkeypatch.setattr(streamed, "TILE", 16)
+    read = streamed._Reader.read
+
+    def fail(self, u, start, *others, **options) -> None:
+        if self.reverse and start == 48:
+            raise ValueError("a fault half way")
+        read(self, u, start, *others, **options)
+
+    monkeypatch.setattr(streamed._Reader, "read", fail)
+    threads(count)
+    encoder = small("ph", "float64")
+    with pytest.raises((ValueError, RuntimeError), match=r"half way|other reader"):
+        pool_streamed(
+            encoder.backbone, *[windows(1, 100)[0], encoder.complement_map], torch.ones(1, 100)
+        )
+    assert torch.get_num_threads() == count
+
+
+@pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
+def test_it_is_taken_where_it_gives_the_same() -> None:
+    encoder = make("ps", "float32")
+    network = encoder.backbone
+    with torch.no_grad():
+        assert can_stream(network, 100)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not can_stream(network, 100)
+        hook = network.caduceus.backbone.layers[1].register_forward_hook(lambda *_: None)
+        assert not can_stream(network, 100)
+        hook.remove()
+        untied = make("ph", "float32", bidirectional_weight_tie=False)
+        assert not can_stream(untied.backbone, 100)
+        assert can_stream(make("ps", "float64").backbone, streamed.LONG)
+        assert not can_stream(make("ps", "float64").backbone, 100)
+        layer = network.caduceus.backbone.layers[0].mixer.submodule.mamba_fwd
+        layer.in_proj = torch.nn.Sequential(layer.in_proj)
+        assert not can_stream(network, 100)
+    trained = make("ps", "float32").requires_grad_(True)
+    assert not can_stream(trained.backbone, 100)
+    assert can_stream(trained.requires_grad_(False).backbone, 100)
+
+
+def test_gradients_still_flow_through_the_encoder() -> None:
+    encoder = make("ps", "float32").requires_grad_(True)
+    ids, _ = windows(1, 30)
+    encoder(ids, torch.ones_like(ids, dtype=torch.bool)).sum().backward()
+    assert all(value.grad is not None for value in encoder.backbone.caduceus.parameters())
