@@ -35,7 +35,6 @@ PUBLISHED = {
     "brainmt": ("brainmt", {}),
 }
 MODES = ("forward", "step", "step, checkpointed")
-LIMIT_GIB = 20
 
 
 def main() -> int:
@@ -43,16 +42,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="rows; by default all")
     parser.add_argument("--limit-s", type=float, default=900, help="seconds a measurement may take")
+    parser.add_argument("--limit-gib", type=int, default=20, help="memory a measurement may take")
+    parser.add_argument("--kept", type=Path, help="file of measurements: taken up, and added to")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(_measure(*arguments.measure)))
+        print(json.dumps(_measure(*arguments.measure, arguments.limit_gib)))
         return 0
+    kept = _Kept(arguments.kept)
     rows = []
     for name in arguments.names or PUBLISHED:
-        found = {mode: _in_process(name, mode, arguments.limit_s) for mode in MODES}
-        rows.append((name, found))
-        print(name, found, flush=True)
+        for mode in MODES:
+            if (name, mode) not in kept.found:
+                kept.add(name, mode, _in_process(name, mode, arguments))
+        rows.append((name, {mode: kept.found[name, mode] for mode in MODES}))
     text = _report(rows)
     print(text)
     if not arguments.names:
@@ -61,32 +64,60 @@ def main() -> int:
     return 0
 
 
-def _in_process(name: str, mode: str, limit_s: float) -> dict[str, Any]:
+class _Kept:
+    """Measurements so far; in a file, one a line, the long ones need not be made in one go."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.found: dict[tuple[str, str], dict[str, Any]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                name, mode, found = json.loads(line)
+                self.found[name, mode] = found
+
+    def add(self, name: str, mode: str, found: dict[str, Any]) -> None:
+        """Take up a measurement."""
+        print(name, mode, found, flush=True)
+        self.found[name, mode] = found
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps([name, mode, found]) + "\n")
+
+
+def _in_process(name: str, mode: str, limits: argparse.Namespace) -> dict[str, Any]:
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(
-            [sys.executable, __file__, "--measure", name, mode],
+            [
+                sys.executable,
+                __file__,
+                "--limit-gib",
+                str(limits.limit_gib),
+                "--measure",
+                name,
+                mode,
+            ],
             capture_output=True,
             text=True,
             check=False,
             env={**os.environ, **one_thread},
-            timeout=limit_s,
+            timeout=limits.limit_s,
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"not within {limit_s:g} s"}
+        return {"failed": f"not within {limits.limit_s:g} s"}
     if ended.returncode != 0:
         lines = ended.stderr.strip().splitlines()
         reason = lines[-1] if lines else f"ended with {ended.returncode}"
         if "memory" in reason.lower():
-            return {"failed": f"not within {LIMIT_GIB} GiB"}
+            return {"failed": f"not within {limits.limit_gib} GiB"}
         raise RuntimeError(f"{name}, {mode}: {reason}")
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def _measure(name: str, mode: str) -> dict[str, Any]:
+def _measure(name: str, mode: str, limit_gib: int) -> dict[str, Any]:
     from encoders import load_encoder
 
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_GIB * 2**30, LIMIT_GIB * 2**30))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_gib * 2**30, limit_gib * 2**30))
     encoder_name, config = PUBLISHED[name]
     encoder = load_encoder(encoder_name, config=config or None)
     given, what = _input(encoder)
@@ -130,7 +161,8 @@ def _report(rows: list[tuple[str, dict[str, dict[str, Any]]]]) -> str:
     lines = [
         f"# Memory of the encoders at published size, {datetime.date.today().isoformat()}",
         "",
-        f"`python benchmarks/memory.py` at {describe_commit()}, {describe_machine()},",
+        f"`{' '.join(['python', *sys.argv])}` at {describe_commit()},",
+        f"{describe_machine()},",
         f"torch {torch.__version__}; float32, batch of one, one thread, random weights. MiB that a",
         "process's peak rises above the network and its input, and seconds, a single run each; a",
         "step's figure includes the gradients of all parameters (4 bytes each).",
