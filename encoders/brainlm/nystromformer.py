@@ -96,14 +96,13 @@ class SelfAttention(nn.Module):
                 f"{self.sequence_length}: with num_landmarks ({self.landmarks}) unlike "
                 "segment_means_seq_len the two must be equal"
             )
-        scale = part**-0.25
-        query, key = query * scale, key * scale
         query_means = query.unflatten(2, (self.landmarks, -1)).mean(3)
         key_means = key.unflatten(2, (self.landmarks, -1)).mean(3)
-        to_means = (query @ key_means.mT).softmax(-1)
-        between_means = (query_means @ key_means.mT).softmax(-1)
-        from_means = (query_means @ key.mT).softmax(-1)
-        return to_means @ _pseudo_inverse(between_means) @ (from_means @ value)
+        between_means = (query_means @ key_means.mT * part**-0.5).softmax(-1)
+        # From the right, so that both outer factors are plain attention and never stored.
+        gathered = F.scaled_dot_product_attention(query_means, key, value)
+        spread = _pseudo_inverse(between_means) @ gathered
+        return F.scaled_dot_product_attention(query, key_means, spread)
 
 
 def _convolve(
