@@ -84,7 +84,9 @@ class WindowAttention(nn.Module):
         )
         penalty = None
         if strangers is not None:
-            penalty = (strangers.to(query.dtype) * STRANGER_PENALTY)[:, None]
+            # Filled in place: at published size it is as large as all else in the layer.
+            penalty = query.new_zeros(strangers.shape).masked_fill_(strangers, STRANGER_PENALTY)
+            penalty = penalty[:, None]
         dropout = self.dropout_prob if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=penalty, dropout_p=dropout
