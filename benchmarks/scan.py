@@ -312,7 +312,9 @@ def main() -> int:
         "are part of it.",
         "The yardstick is upstream's reference scan, written anew; where a cell is empty it would "
         "take too",
-        "long (what a token costs in its backward pass grows with the length).",
+        "long (what a token costs in its backward pass grows with the length). Backward is over a "
+        "forward",
+        "pass without gradients.",
     ]
     lines = heading("The selective scan", notes)
     lines += forward_table(runners, missing, sizes)
