@@ -11,11 +11,13 @@ some seconds, once; any optimiser of torch does so too. And the C library keeps 
 makes it, at little cost in time).
 """
 
+import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -31,9 +33,39 @@ def run_layer(layer: Callable[..., Any], *inputs: Any, recompute: bool) -> Any:
     recompute : bool
         Without effect where no gradients are recorded. Dropout draws the same both times.
     """
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False)
-    return layer(*inputs)
+    if not recompute or not torch.is_grad_enabled():
+        return layer(*inputs)
+    outputs = checkpoint(layer, *inputs, use_reentrant=False)
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    if first.device.type == "cpu" and first.nbytes >= _LARGE and not torch.compiler.is_compiling():
+        _give_back()
+        if first.requires_grad:
+            first.register_hook(_give_back)
+    return outputs
+
+
+# Bytes of a layer's output from which on asking for memory anew is no matter of time.
+_LARGE = 2**22
+
+
+def _give_back(_: Tensor | None = None) -> None:
+    """Give freed memory back to the system, between two layers of either pass.
+
+    What a layer frees has holes of what it keeps, and the next layer's tensors fit none of them:
+    without this, a process grows by what is inside a layer with every layer.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return trim
 
 
 def set_gradient_checkpointing(network: nn.Module, enabled: bool = True) -> None:
