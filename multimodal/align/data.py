@@ -21,13 +21,15 @@ _MAX_GALLERY = 4096
 class Batch(NamedTuple):
     """Paired rows: standardised gene [b, ...] and brain [b, k] features, kinship component [b].
 
-    `subject` [b] is each row's place among all subjects, for what is known of pairs of them.
+    `subject` [b] is each row's place among all subjects, for what is known of pairs of them;
+    `confounds` [b, c] are codes of what an adversary reads.
     """
 
     gene: Float[Tensor, "row *gene"]  # noqa: F821  # a shape
     brain: Float[Tensor, "row brain"]
     relatives: Int[Tensor, " row"]
     subject: Int[Tensor, " row"] | None = None
+    confounds: Int[Tensor, "row confound"] | None = None
 
 
 class EpochRows(NamedTuple):
@@ -105,15 +107,18 @@ class AlignDataset(Dataset[Batch]):
         brain: Float[Tensor, "subject brain"],
         relatives: Int[Tensor, " subject"],
         subsets: SegmentSubsets | None = None,
+        confounds: Int[Tensor, "subject confound"] | None = None,
     ) -> None:
         self.gene, self.brain, self.relatives, self.subsets = gene, brain, relatives, subsets
+        self.confounds = confounds
 
     def __getitem__(self, wanted: EpochRows) -> Batch:
         rows = torch.from_numpy(wanted.rows)
         brain = self.brain
         if wanted.epoch is not None and self.subsets is not None:
             brain = self.subsets.draw(wanted.epoch)
-        return Batch(self.gene[rows], brain[rows], self.relatives[rows], rows)
+        confounds = None if self.confounds is None else self.confounds[rows]
+        return Batch(self.gene[rows], brain[rows], self.relatives[rows], rows, confounds)
 
 
 class EpochSampler(Sampler[EpochRows]):
@@ -131,6 +136,9 @@ class EpochSampler(Sampler[EpochRows]):
     seed : int
     rank, processes : int
         Which of how many processes this one is.
+    strata : ndarray [m], optional
+        A label of each row: batches then hold rows of one stratum, and come in random order. A
+        stratum of a single row, who has nobody to be told from, is left out.
     """
 
     def __init__(
@@ -140,23 +148,35 @@ class EpochSampler(Sampler[EpochRows]):
         seed: int,
         rank: int = 0,
         processes: int = 1,
+        strata: np.ndarray | None = None,
     ) -> None:
         self.rows, self.seed, self.epoch = rows, seed, 0
         self.rank, self.processes = rank, processes
-        self.batches = 1 if batch_size is None else max(1, -(-len(rows) // batch_size))
+        self.groups = [rows]
+        if strata is not None:
+            found = [rows[strata == label] for label in np.unique(strata)]
+            self.groups = [group for group in found if len(group) > 1]
+        self.cuts = [
+            1 if batch_size is None else max(1, -(-len(group) // batch_size))
+            for group in self.groups
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; the trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.batches
+        return sum(self.cuts)
 
     def __iter__(self) -> Iterator[EpochRows]:
-        order = self.rows
-        if self.batches > 1:
-            order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(order)
-        for rows in np.array_split(order, self.batches):
+        random = np.random.default_rng([self.seed, self.epoch, 0])
+        batches: list[np.ndarray] = []
+        for group, cuts in zip(self.groups, self.cuts, strict=True):
+            order = random.permutation(group) if cuts > 1 else group
+            batches += np.array_split(order, cuts)
+        if len(self.groups) > 1:
+            batches = [batches[place] for place in random.permutation(len(batches))]
+        for rows in batches:
             yield EpochRows(self.epoch, np.array_split(rows, self.processes)[self.rank])
 
 
@@ -186,6 +206,8 @@ class AlignData(LightningDataModule):
     batch_size : int or None
         Training rows a step, of all processes together; None for all.
     seed : int
+    strata : ndarray [n], optional
+        A label of each subject, where batches are to be of one stratum each.
     """
 
     def __init__(
@@ -195,18 +217,20 @@ class AlignData(LightningDataModule):
         validation_rows: np.ndarray,
         batch_size: int | None,
         seed: int,
+        strata: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.dataset = dataset
         self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.strata = batch_size, seed, strata
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled anew each epoch."""
         rank, processes = 0, 1
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.trainer.world_size
-        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed, rank, processes)
+        strata = None if self.strata is None else self.strata[self.train_rows]
+        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed, rank, processes, strata)
         return DataLoader(self.dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

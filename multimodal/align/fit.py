@@ -64,6 +64,8 @@ def fit(
     resume: bool = True,
     progress: bool = True,
     kinship: tuple[np.ndarray, np.ndarray] | None = None,
+    strata: np.ndarray | None = None,
+    confounds: np.ndarray | None = None,
 ) -> FitResult:
     """Fit standardisers and train both towers.
 
@@ -91,6 +93,10 @@ def fit(
     kinship : pair of ndarray [p, 2] int and [p] float, optional
         Pairs of subjects (rows) and their kinship coefficients, as
         `multimodal.cohort.kinship.kinship_table` gives them; for ``options.loss="soft_target"``.
+    strata : ndarray [n], optional
+        Label of each subject, where ``options.batch_strata``: batches are of one stratum each.
+    confounds : ndarray [n, c] of int, optional
+        Codes from 0, -1 where unknown, of each of ``options.adversary``.
 
     Raises
     ------
@@ -98,10 +104,14 @@ def fit(
         Tables that do not belong together, too few unrelated subjects to contrast, missing
         covariates, features that are not finite, or checkpoints of another fit.
     """
-    _check_inputs(gene, brain, split, relatives, covariates, options)
+    _check_inputs(gene, brain, split, relatives, covariates, options, strata, confounds)
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
         setting = _prepare(gene, brain, split, relatives, covariates, options)
+        if options.batch_strata:
+            setting.data.strata = strata
+        if options.adversary and confounds is not None:
+            setting.data.dataset.confounds = torch.from_numpy(confounds.astype(np.int64))
         if kinship is not None and options.loss == "soft_target":
             pairs, coefficient = (torch.from_numpy(np.asarray(part)) for part in kinship)
             setting = replace(setting, kinship=Kinship(pairs, coefficient))
@@ -172,7 +182,9 @@ def _train(
             "data": _data_fingerprint(data, setting.kinship),
         }
         checkpoint = prepare_folder(folder, digests, resume)
-    module = AlignModule(aligner, options, setting.kinship)
+    read = data.dataset.confounds
+    classes = None if read is None else [max(int(top) + 1, 1) for top in read.max(dim=0).values]
+    module = AlignModule(aligner, options, setting.kinship, classes)
     keeper = Keeper(
         _untrained_figures(module, data),
         aligner.state_dict(),
@@ -258,6 +270,10 @@ def _data_fingerprint(data: AlignData, kinship: Kinship | None) -> str:
     for tensor in (dataset.gene, dataset.brain, dataset.relatives):
         values: Tensor = tensor[torch.from_numpy(seen)].contiguous()
         digest.update(str(tuple(values.shape)).encode() + values.numpy().tobytes())
+    if data.strata is not None:
+        digest.update(repr(data.strata[seen].tolist()).encode())
+    if dataset.confounds is not None:
+        digest.update(dataset.confounds[torch.from_numpy(seen)].numpy().tobytes())
     if kinship is not None:
         digest.update(kinship.pairs.numpy().tobytes() + kinship.coefficient.numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -270,6 +286,8 @@ def _check_inputs(
     relatives: np.ndarray,
     covariates: np.ndarray | None,
     options: AlignOptions,
+    strata: np.ndarray | None,
+    confounds: np.ndarray | None,
 ) -> None:
     subjects = len(gene.participant_ids)
     problems = []
@@ -299,6 +317,12 @@ def _check_inputs(
                 "name covariates, or set align.residualise=false",
             )
         )
+    wanted = (("batch_strata", strata), ("adversary", confounds))
+    problems += [
+        Problem("labels-missing", f"align.{name}", "set, but no labels", "labels of the subjects")
+        for name, labels in wanted
+        if getattr(options, name) and (labels is None or len(labels) != subjects)
+    ]
     if not problems:
         problems += _split_problems(np.asarray(split), np.asarray(relatives))
     if problems:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from multimodal.align.adversary import Adversary
 from multimodal.align.aligner import Aligner
 from multimodal.align.data import Batch
 from multimodal.align.gather import gather_rows, process_count, rows_by_process
@@ -34,15 +35,24 @@ class AlignModule(LightningModule):
     options : AlignOptions
     kinship : Kinship, optional
         Coefficients of pairs of subjects, for losses that look at them.
+    confound_classes : list of int, optional
+        Number of values of each confound that an adversary reads; none for no adversary.
     """
 
     def __init__(
-        self, aligner: Aligner, options: AlignOptions, kinship: Kinship | None = None
+        self,
+        aligner: Aligner,
+        options: AlignOptions,
+        kinship: Kinship | None = None,
+        confound_classes: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.aligner, self.options = aligner, options
         self.loss = AlignLoss(options)
         self.kinship = Kinship.none() if kinship is None else kinship
+        self.adversary: Adversary | None = None
+        if confound_classes:
+            self.adversary = Adversary(options.latent_dim, confound_classes)
         self.save_hyperparameters({"align": options.as_dict()})
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_percentile = MeanMetric()
@@ -89,6 +99,8 @@ class AlignModule(LightningModule):
         """AdamW on the towers' parameters, with the learning rate's course by epochs."""
         options = self.options
         everything = [*self.aligner.parameters(), *self.loss.parameters()]
+        if self.adversary is not None:
+            everything += self.adversary.parameters()
         parameters = [p for p in everything if p.requires_grad]
         groups = [
             {
@@ -127,27 +139,29 @@ class AlignModule(LightningModule):
 
     def _plain_accumulation(self, batch: Batch) -> Tensor:
         """Mean of the losses of parts, each with its own rows only; weighted by their rows."""
-        tables = [batch.gene, batch.brain, batch.relatives]
-        if batch.subject is not None:
-            tables.append(batch.subject)
+        known = {name: table for name, table in batch._asdict().items() if table is not None}
         found = []
-        for piece in split_rows(tables, self.options.accumulate):
-            part = Batch(*piece)
-            found.append(self._gathered_loss(*encode_part(self._encode, piece[:2]), part))
+        for piece in split_rows(list(known.values()), self.options.accumulate):
+            part = Batch(**dict(zip(known, piece, strict=True)))
+            gene, brain = encode_part(self._encode, (part.gene, part.brain))
+            found.append(self._gathered_loss(gene, brain, part))
         losses, rows = zip(*found, strict=True)
         weight = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)
         return (torch.stack(losses) * weight).sum() / weight.sum().clamp(min=1)
 
     def _gathered_loss(self, gene: Tensor, brain: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Loss of all processes' latents, the same in each, and how many rows it is of."""
-        relatives, subject = batch.relatives, batch.subject
+        relatives, subject, confounds = batch.relatives, batch.subject, batch.confounds
         if process_count() > 1:
             counts = rows_by_process(len(gene), gene.device)
             gene, brain = gather_rows(gene, counts), gather_rows(brain, counts)
             relatives = gather_rows(relatives, counts)
             subject = None if subject is None else gather_rows(subject, counts)
-        pairs = self._pairs(gene, brain, relatives, subject)
-        return self.loss(pairs, self.logit_scale()), len(gene)
+            confounds = None if confounds is None else gather_rows(confounds, counts)
+        loss = self.loss(self._pairs(gene, brain, relatives, subject), self.logit_scale())
+        if self.adversary is not None and confounds is not None:
+            loss = loss + self.options.adversary_weight * self.adversary(gene, brain, confounds)
+        return loss, len(gene)
 
     def _pairs(
         self, gene: Tensor, brain: Tensor, relatives: Tensor, subject: Tensor | None

@@ -28,6 +28,10 @@ def _not_negative(value: Any) -> bool:
     return value >= 0
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
 def _count_or_none(value: Any) -> bool:
     return value is None or (isinstance(value, int) and value >= 1)
 
@@ -88,6 +92,13 @@ class AlignOptions:
         Stop after so many epochs without a lower validation loss; None to never stop early.
     batch_size : int or None
         Subjects a step; None for all training subjects at once.
+    batch_strata : tuple of str
+        Columns of participants.tsv: each batch is drawn from people who agree in all of them, so
+        that what they differ in cannot solve the task. Empty: from everybody.
+    adversary : tuple of str
+        Columns that an adversary reads from the latents, which unlearn them. Empty: none.
+    adversary_weight : float
+        Of the adversary's loss, beside 1 for the alignment's.
     learning_rate, weight_decay : float
         AdamW's; biases, norms and the temperature are not decayed.
     schedule : {"cosine", "constant"}
@@ -141,6 +152,9 @@ class AlignOptions:
     epochs: int = 60
     patience: int | None = 20
     batch_size: int | None = None
+    batch_strata: tuple[str, ...] = ()
+    adversary: tuple[str, ...] = ()
+    adversary_weight: float = 0.1
     learning_rate: float = 3e-5
     weight_decay: float = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -166,6 +180,9 @@ class AlignOptions:
 
     def __post_init__(self) -> None:
         problems = _find_problems(self, "align", _ALIGN_CHECKS)
+        for name in _NAMES:
+            if isinstance(getattr(self, name), list):  # as JSON has them
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for side in ("gene", "brain"):
             problems += _find_problems(getattr(self, side), f"align.{side}", _SIDE_CHECKS)
         problems += _loss_problems(self)
@@ -174,7 +191,7 @@ class AlignOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON-ready values."""
-        return asdict(self)
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _NAMES}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AlignOptions":
@@ -201,6 +218,8 @@ class AlignOptions:
         shaping = {k: v for k, v in self.as_dict().items() if k != "checkpoint_every"}
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
 
+
+_NAMES = ("batch_strata", "adversary")
 
 _OPTIONS_OF_A_LOSS = {
     "bias": "siglip",
@@ -233,6 +252,9 @@ _ALIGN_CHECKS: list[Check] = [
     ("epochs", _not_negative, "at least 0"),
     ("patience", _count_or_none, "a whole number from 1, or null"),
     ("batch_size", lambda v: v is None or v >= 2, "at least 2, or null for all subjects at once"),
+    ("batch_strata", _names, "a list of columns"),
+    ("adversary", _names, "a list of columns"),
+    ("adversary_weight", _not_negative, "at least 0"),
     ("learning_rate", _positive, "more than 0"),
     ("weight_decay", _not_negative, "at least 0"),
     ("schedule", *_one_of("cosine", "constant")),

@@ -28,6 +28,7 @@ from multimodal.latent.table import Latents, write_latents
 from multimodal.report.provenance import simulation_of
 from multimodal.verbs.console import Stages, say, table
 from multimodal.verbs.encode import encode, preparation
+from multimodal.verbs.labels import training_labels
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
 from multimodal.verbs.settings import flag, plain
@@ -77,7 +78,7 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     with stages.stage("align", f"{len(train)} training subjects, {_training(choices)}"):
         fitted = fit(
             joint.gene, joint.brain, values, joint.components, covariates, choices,
-            out_dir=output_dir, resume=resume, kinship=joint.kinship,
+            out_dir=output_dir, resume=resume, **training_labels(joint, choices, train),
         )  # fmt: skip
     _say_gain(fitted.history, fitted.best_epoch, choices)
     with stages.stage("held out", "retrieval among the test subjects"):

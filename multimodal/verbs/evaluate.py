@@ -24,6 +24,7 @@ from multimodal.features.tables import GeneFeatures
 from multimodal.report.provenance import simulation_of
 from multimodal.verbs.align import digest_of, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
+from multimodal.verbs.labels import training_labels
 from multimodal.verbs.pipeline import Joint, join
 from multimodal.verbs.record import read_record, update_metrics
 from multimodal.verbs.settings import cohort_paths, flag, named_paths, options, plain
@@ -271,7 +272,8 @@ class _Task:
         brain, relatives = self.joint.brain, self.joint.components
         fitted = fit(
             gene, brain, split, relatives, covariates, choices,
-            progress=False, kinship=self.joint.kinship,
+            progress=False,
+            **training_labels(self.joint, choices, np.flatnonzero(split == "train")),
         )  # fmt: skip
         aligner = fitted.aligner
         return (

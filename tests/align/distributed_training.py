@@ -32,6 +32,9 @@ CASES |= {
     "siglip, cached and chunked": {
         "loss": "siglip", "batch_size": 7, "accumulate": 2, "chunk_rows": 2,
     },
+    "info_nce, adversary": {
+        "batch_size": 5, "adversary": ("site", "ancestry"), "adversary_weight": 1.0,
+    },
     "vicreg, cached": {"loss": "vicreg", "batch_size": 2, "accumulate": 3},
 }  # fmt: skip
 
@@ -50,7 +53,7 @@ class Step(nn.Module):
 def make(case: dict[str, Any]) -> tuple[AlignModule, AlignDataset]:
     torch.manual_seed(0)
     side = SideOptions(dropout=0.0)
-    options = AlignOptions(**case, gene=side, brain=side)
+    options = AlignOptions(**case, gene=side, brain=side, latent_dim=6)
     towers = TowerOptions(hidden_dim=12, latent_dim=6, dropout=0.0)
     gene, brain = torch.randn(2, SUBJECTS, 1, 8, dtype=torch.float64)
     aligner = Aligner(Tower.fit(gene, towers), Tower.fit(brain, towers), ["one"])
@@ -58,7 +61,9 @@ def make(case: dict[str, Any]) -> tuple[AlignModule, AlignDataset]:
     pairs = torch.tensor([[0, 1], [1, 2], [3, 4], [6, 5]])
     kinship = Kinship(pairs, torch.tensor([0.25, 0.25, 0.5, 0.125]))
     tables = (aligner.gene.standardise(gene), aligner.brain.standardise(brain))
-    return AlignModule(aligner, options, kinship).double(), AlignDataset(*tables, relatives)
+    module = AlignModule(aligner, options, kinship, [2, 3] if options.adversary else None)
+    confounds = torch.stack([torch.arange(SUBJECTS) % 2, torch.arange(SUBJECTS) % 4 - 1], dim=1)
+    return module.double(), AlignDataset(*tables, relatives, confounds=confounds)
 
 
 def train(case: dict[str, Any], rank: int = 0, processes: int = 1, wrapper: str = "none") -> RUN:

@@ -54,7 +54,7 @@ def test_training_moves_the_weights() -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    cases = [*LOSSES, "info_nce, cached", "info_nce, chunked"]
+    cases = [*LOSSES, "info_nce, cached", "info_nce, chunked", "info_nce, adversary"]
     assert_as_one_process(in_processes(2, "ddp", tmp_path, cases))
 
 

@@ -62,8 +62,10 @@ def softplus_sum(
     bias : Tensor or float
         Added to the scaled similarities.
     """
-    like = {"dtype": queries.dtype, "device": queries.device}
-    scale, bias = torch.as_tensor(scale, **like), torch.as_tensor(bias, **like)
+    scale, bias = (
+        torch.as_tensor(number, dtype=queries.dtype, device=queries.device)
+        for number in (scale, bias)
+    )
     total: Tensor = _SoftplusSum.apply(queries, keys, scale, bias, mask, chunk_rows)
     return total
 
