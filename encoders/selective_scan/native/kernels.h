@@ -123,14 +123,20 @@ INLINE void put_states(float *to, const ScanForward &s, const Channels &c, const
     store_some(to + n * s.channels + c.first, load(from + n * LANES), c.count);
 }
 
-TARGET static Channels channels_of(const ScanForward &s, int64_t first, float *weight, float *a) {
+// Channels whose weights are turned already.
+INLINE Channels channels_at(const ScanForward &s, int64_t first, const float *weight,
+                            const float *a) {
+  const int64_t left = s.channel_end - first;
+  Channels c = {first, left < LANES ? left : LANES, {}, {}, weight, a};
+  if (s.bias) c.bias = load_some(s.bias + first, c.count);
+  if (s.skip) c.skip = load_some(s.skip + first, c.count);
+  return c;
+}
+
+TARGET static void turn_weights(const ScanForward &s, int64_t first, float *weight, float *a) {
   const int64_t left = s.channel_end - first, count = left < LANES ? left : LANES;
   turn(s.weight + first * s.rank, s.rank, count, 1.0f, weight);
   turn(s.a + first * s.states, s.states, count, LOG2_E, a);
-  Channels c = {first, count, {}, {}, weight, a};
-  if (s.bias) c.bias = load_some(s.bias + first, count);
-  if (s.skip) c.skip = load_some(s.skip + first, count);
-  return c;
 }
 
 TARGET static void finish_rows(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
@@ -155,12 +161,8 @@ INLINE int64_t block_floats(const ScanForward &s) { return (2 * s.states + s.ran
 INLINE int64_t blocks_of(int64_t begin, int64_t end) { return (end - begin + LANES - 1) / LANES; }
 
 TARGET static Channels block_channels(const ScanForward &s, const Work &work, int64_t block) {
-  float *a = work.state(block) + s.states * LANES;
-  const int64_t first = s.channel_begin + block * LANES, left = s.channel_end - first;
-  Channels c = {first, left < LANES ? left : LANES, {}, {}, a + s.states * LANES, a};
-  if (s.bias) c.bias = load_some(s.bias + first, c.count);
-  if (s.skip) c.skip = load_some(s.skip + first, c.count);
-  return c;
+  const float *a = work.state(block) + s.states * LANES;
+  return channels_at(s, s.channel_begin + block * LANES, a + s.states * LANES, a);
 }
 
 TARGET static void scan_tile(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
@@ -202,7 +204,7 @@ TARGET static int scan_forward(const ScanForward &s) {
   if (!work.first) return 1;
   for (int64_t block = 0; block < blocks; block++) {
     float *a = work.state(block) + s.states * LANES;
-    channels_of(s, s.channel_begin + block * LANES, a + s.states * LANES, a);
+    turn_weights(s, s.channel_begin + block * LANES, a + s.states * LANES, a);
   }
   for (int64_t row = s.row_begin; row < s.row_end; row++) {
     float *carried = s.state ? s.state + row * s.states * s.channels : nullptr;
@@ -346,7 +348,11 @@ TARGET static int scan_backward(const ScanBackward &q) {
                 rows + 4 * row_floats};
   const int64_t tiles = (s.length + KEPT_EVERY - 1) / KEPT_EVERY;
   for (int64_t row = s.row_begin; row < s.row_end; row++) {
-    for (int64_t i = 0; i < blocks * per_block; i++) work[i] = 0.0f;
+    for (int64_t block = 0; block < blocks; block++) {
+      float *carry = work + block * per_block, *a = carry + small, *grad_a = a + small;
+      for (int64_t i = 0; i < small; i++) carry[i] = grad_a[i] = 0.0f;
+      turn_weights(s, s.channel_begin + block * LANES, grad_a + small, a);
+    }
     for (int64_t i = s.channel_begin; i < s.channel_end; i++) q.grad_skip[row * s.channels + i] = 0;
     for (int64_t k = tiles - 1; k >= 0; k--) {
       const int64_t left = s.length - k * KEPT_EVERY;
@@ -356,7 +362,7 @@ TARGET static int scan_backward(const ScanBackward &q) {
       for (int64_t block = 0; block < blocks; block++) {
         float *carry = work + block * per_block, *a = carry + small, *grad_a = a + small;
         const int64_t first = s.channel_begin + block * LANES;
-        const Channels c = channels_of(s, first, grad_a + small, a);
+        const Channels c = channels_at(s, first, grad_a + small, a);
         const float *kept = s.kept + (row * tiles + k) * s.states * s.channels;
         Vec skip = {};
         backward_tile(w, c, row, start, length, kept, carry, grad_a, &skip);

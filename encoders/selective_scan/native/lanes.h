@@ -84,7 +84,10 @@ INLINE Vec logistic(Vec x) {
 INLINE Vec silu(Vec x) { return x / (all(1.0f) + exp2_of(at_most(x * all(-LOG2_E), all(126.0f)))); }
 
 INLINE float sum_of(Vec value) {
-  float sum = 0.0f;
-  for (int i = 0; i < LANES; i++) sum += value[i];
-  return sum;
+  float lanes[LANES];
+  store(lanes, value);
+  // As a tree: sums of halves do not wait for one another.
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
