@@ -10,7 +10,7 @@ import torch
 from encoders.errors import InputError, Problem
 from encoders.selective_scan import library
 
-BACKENDS = ("cpu", "torch", "reference")
+BACKENDS = ("cpu", "triton", "mamba_ssm", "torch", "reference")
 BACKEND_VARIABLE = "GENEBOLD_SCAN_BACKEND"
 # Looked up once: tracing a network finds constants here.
 _INSTALLED = {name: find_spec(name) is not None for name in ("triton", "mamba_ssm")}
@@ -54,6 +54,17 @@ def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str
             return "cpu"
         _say_slow()
     return "torch"
+
+
+def describe() -> str:
+    """Say in a line what computes the scan on this machine."""
+    if asked := _asked():
+        return f"{asked}, as {BACKEND_VARIABLE} says"
+    words = f"on the CPU {library.describe()}"
+    if torch.cuda.is_available():
+        missing = _missing("triton")
+        words += f"; on GPUs torch (slow): {missing}" if missing else "; on GPUs Triton kernels"
+    return words
 
 
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from encoders.selective_scan import library
-from encoders.selective_scan.choice import backend_for
+from encoders.selective_scan.choice import backend_for, refusal
 
 
 def convolve_silu(
@@ -42,8 +42,13 @@ def convolve_silu(
     if backend == "cpu" and plain and taps <= library.MAX_TAPS:
         from encoders.selective_scan import cpu
 
-        y: Tensor = cpu.convolve(x, weight, bias, reverse)
-        return y
+        native: Tensor = cpu.convolve(x, weight, bias, reverse)
+        return native
+    if backend in ("triton", "mamba_ssm") and not refusal("triton", x.device, wide):
+        from encoders.selective_scan import gpu
+
+        ours: Tensor = gpu.convolve(x, weight, bias, reverse)
+        return ours
     if reverse:
         return convolve_silu(x.flip(1), weight, bias).flip(1)
     padded = F.pad(x.to(wide), (0, 0, taps - 1, 0))

@@ -80,7 +80,7 @@ def _show(config: DictConfig) -> int:
     from encoders import load_encoder
     from encoders.catalogue import CATALOGUE, find_entry
     from encoders.mamba import uses_scan
-    from encoders.selective_scan import library
+    from encoders.selective_scan.choice import describe
 
     entry = CATALOGUE.get(config.name)
     spec, reason, scan = None, "", ""
@@ -90,7 +90,7 @@ def _show(config: DictConfig) -> int:
         )
         spec = encoder.spec
         if uses_scan(encoder):
-            scan = library.describe()
+            scan = describe()
         entry = entry or find_entry(config.name)
     except InputError as error:
         # An encoder that is nothing without weights can be shown, once its name is known.

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from encoders import load_encoder
-from encoders.selective_scan.library import is_built
 
 pytestmark = pytest.mark.slow
 BRAINLM = {
@@ -57,11 +56,11 @@ def test_exported(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_compiled_with_gradients(name: str) -> None:
-    if name.startswith("caduceus") and not is_built():
-        pytest.skip("the scan in plain torch writes where torch.compile cannot follow")
-    network = load_encoder(name, config=CONFIGS[name]).backbone
-    inputs = given(name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_with_gradients(name: str, dtype: torch.dtype) -> None:
+    arithmetic = str(dtype).removeprefix("torch.")
+    network = load_encoder(name, config=CONFIGS[name], dtype=arithmetic).backbone
+    inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in given(name))
     found = []
     for forward in (network, torch.compile(network, backend="aot_eager", fullgraph=True)):
         network.zero_grad()

@@ -1,14 +1,22 @@
-"""The chunked scan against the definition: values, gradients, extremes, memory."""
+"""The scan's backends against the definition: values, gradients, extremes, memory."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import Arguments, draw, place_for, relative_rms, run, with_gradients
 
 from encoders.errors import InputError
 from encoders.selective_scan import backend_for, chunked, list_backends, selective_scan
-from encoders.selective_scan.choice import BACKEND_VARIABLE
+from encoders.selective_scan.choice import BACKEND_VARIABLE, BACKENDS
 
 NAMES = ("u", "delta", "A", "B", "C", "D")
 
@@ -181,7 +189,7 @@ def test_wrong_arguments() -> None:
 
 def test_the_environment_chooses(monkeypatch) -> None:
     cpu = torch.device("cpu")
-    for name in list_backends():
+    for name in {*list_backends()} - {"triton", "mamba_ssm"}:
         monkeypatch.setenv(BACKEND_VARIABLE, name)
         assert backend_for(cpu) == name
     single = [tensor.float() for tensor in make_inputs()]
@@ -205,3 +213,147 @@ def test_softplus_steps_of_a_mamba_block() -> None:
         for name in ("torch", "reference")
     )
     assert relative_error(found, wanted) < 1e-12
+
+
+@cache
+def defined(length: int, rank: int, reverse: bool) -> tuple[Arguments, dict[str, torch.Tensor]]:
+    """Return arguments, and what the definition makes of them in float64."""
+    arguments = draw(2, length, 20, 5, rank, seed=length)
+    return arguments, with_gradients(arguments, "reference", reverse=reverse)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 255, 256, 257])
+def test_exact_to_float64(backend: str, length: int, rank: int, reverse: bool) -> None:
+    """All backends on identical inputs, in float32 against the definition in float64."""
+    device = place_for(backend)
+    arguments, wanted = defined(length, rank, reverse)
+    single = [None if t is None else t.float().to(device) for t in arguments]
+    found = with_gradients(single, backend, reverse=reverse)
+    errors = {name: relative_rms(found[name], wanted[name]) for name in wanted}
+    assert errors.pop("y") <= 5e-7
+    assert max(errors.values()) <= 5e-6, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_exact_over_a_long_sequence(backend: str) -> None:
+    device = place_for(backend)
+    arguments = draw(1, 65_537, 3, 16, 0, seed=1)
+    wanted = with_gradients(arguments, "torch")
+    found = with_gradients(
+        [None if t is None else t.float().to(device) for t in arguments], backend
+    )
+    errors = {name: relative_rms(found[name], wanted[name]) for name in wanted}
+    assert errors.pop("y") <= 5e-7
+    assert max(errors.values()) <= 5e-6, errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alone_or_among_neighbours(backend: str) -> None:
+    device = place_for(backend)
+    arguments = draw(3, 70, 20, 5, 0, seed=2)
+    single = [None if t is None else t.float().to(device) for t in arguments]
+    together = run(single, backend)
+    for row in range(3):
+        alone = [t[row : row + 1] if t is not None and t.ndim == 3 else t for t in single]
+        assert torch.equal(run(alone, backend)[0], together[row])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reversed_is_flip_scan_flip(backend: str) -> None:
+    device = place_for(backend)
+    single = [None if t is None else t.float().to(device) for t in draw(2, 70, 20, 5, 3, seed=3)]
+    flipped = [t.flip(1) if t is not None and t.ndim == 3 else t for t in single]
+    assert torch.equal(run(single, backend, reverse=True), run(flipped, backend).flip(1))
+
+
+@pytest.mark.slow
+def test_the_torch_backend_compiles() -> None:
+    single = [t.float().requires_grad_() for t in make_inputs(1, 35, 5, 4)]
+    torch.library.opcheck(chunked.forward, (*single[:5], True), rtol=1e-4, atol=1e-4)
+
+    def scan(*tensors: torch.Tensor) -> torch.Tensor:
+        return selective_scan(*tensors, backend="torch")
+
+    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+    for inputs in (single, [t.detach().double().requires_grad_() for t in single]):
+        found, wanted = compiled(*inputs), scan(*inputs)
+        assert torch.equal(found, wanted)
+        pairs = zip(*(torch.autograd.grad(y.sum(), inputs) for y in (found, wanted)), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_threads_change_nothing() -> None:
+    single = [t.float() for t in make_inputs(2, 130, 600, 16)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(selective_scan(*single, backend="torch"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.fixture
+def fake_mamba_ssm(monkeypatch) -> None:
+    """Stand in for the package: its documented function, computed by our definition."""
+    from encoders.selective_scan import selective_scan as ours
+
+    def selective_scan_fn(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+        return_last_state=False,
+    ):  # fmt: skip
+        assert z is None
+        assert not return_last_state
+        assert u.dtype == delta.dtype == B.dtype == C.dtype
+        assert A.dtype == torch.float32
+        assert all(values.is_contiguous() for values in (u, delta, B, C))
+        return ours(
+            u.mT, delta.mT, A, B.mT, C.mT, D,
+            delta_bias=delta_bias, delta_softplus=delta_softplus, backend="reference",
+        ).mT  # fmt: skip
+
+    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].selective_scan_fn = selective_scan_fn  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("fake_mamba_ssm")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_mamba_ssm_is_given_its_own_layout(reverse: bool) -> None:
+    from encoders.selective_scan import upstream
+
+    u, delta, A, B, C, D = (t.float().requires_grad_() for t in make_inputs(2, 9, 5, 4))
+    bias = torch.randn(5, requires_grad=True)
+    y = upstream.scan(u, delta, bias, A, B, C, D, True, reverse)
+    wanted = selective_scan(
+        u, delta, A, B, C, D,
+        delta_bias=bias, delta_softplus=True, reverse=reverse, backend="reference",
+    )  # fmt: skip
+    torch.testing.assert_close(y, wanted)
+    for a, b in zip(
+        torch.autograd.grad(y.sum(), (u, A, bias)),
+        torch.autograd.grad(wanted.sum(), (u, A, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    rounded = (t.detach().bfloat16() for t in (u, delta))
+    assert upstream.scan(*rounded, bias, A, B, C, D, True, reverse).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_parity_fixtures_through_every_backend(backend: str) -> None:
+    """The native kernels run them in the usual way; float64 always goes through torch there."""
+    here = Path(__file__).parent
+    files = [here / "test_caduceus_parity.py", here / "test_brainmt_parity.py"]
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, files)]
+    environment = {**os.environ, BACKEND_VARIABLE: backend}
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stdout[-3000:]
