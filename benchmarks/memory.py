@@ -122,7 +122,7 @@ def _measure(name: str, mode: str, limit_gib: int) -> dict[str, Any]:
     encoder = load_encoder(encoder_name, config=config or None)
     given, what = _input(encoder)
     # Loaded by a process' first checkpoint, or optimiser: no encoder's own.
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
 
     training = mode != "forward"
     encoder.requires_grad_(training)
