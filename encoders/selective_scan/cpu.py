@@ -16,7 +16,7 @@ from torch import Tensor
 from encoders.selective_scan import library
 from encoders.selective_scan.library import SequenceView, address
 
-GROUP = 128
+GROUP = 256
 _NEW = torch.library.custom_op
 
 

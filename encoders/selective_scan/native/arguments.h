@@ -66,7 +66,7 @@ typedef struct {
   float epsilon;
 } Norm;
 
-#define KEPT_EVERY 32
+#define KEPT_EVERY 16
 #define MAX_TAPS 8
-#define INTERFACE_VERSION 2
+#define INTERFACE_VERSION 3
 #endif

@@ -33,7 +33,7 @@ namespace avx2 {
 #define MINIMUM _mm256_min_ps
 #define LANES 8
 #define MOST_STATES 8
-#define MOST_STATES_BACKWARD 4
+#define MOST_STATES_BACKWARD 8
 #define TARGET __attribute__((target("avx2,fma")))
 #include "lanes.h"
 #include "kernels.h"
