@@ -33,9 +33,7 @@ def scan(
     Tensor [B, L, D]
         In the type of `u`.
     """
-    from mamba_ssm.ops.selective_scan_interface import (  # type: ignore[import-not-found]
-        selective_scan_fn,
-    )
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     def last(values: Tensor) -> Tensor:
         # One type for all four: the kernel refuses a mixture.

@@ -75,8 +75,9 @@ def differentiate(y: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Ten
 def test_both_ways_through_the_tiles(dtype: torch.dtype, walk: bool, reverse: bool) -> None:
     from encoders.selective_scan import gpu, selective_scan
 
-    u, _, A, B, C, D, _, bias = draw(2, 35, 5, 2, 2, seed=1)
-    low = 4 * draw(2, 35, 5, 1, 1, seed=2)[0]
+    length = 35 if dtype == torch.float32 else 19
+    u, _, A, B, C, D, _, bias = draw(2, length, 5, 2, 2, seed=1)
+    low = 4 * draw(2, length, 5, 1, 1, seed=2)[0]
     exact = leaves((u, low, A, B, C, D, bias), torch.float64)
     rounded = leaves((u, low, A, B, C, D, bias), dtype)
     u, low, A, B, C, D, bias = exact
