@@ -13,11 +13,6 @@ NAMES = ("u", "delta", "A", "B", "C", "D", "weight", "bias")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Arguments = list[Tensor | None]
 
-if INTERPRETED:
-    from triton_interpreter import scan_whole_rows
-
-    scan_whole_rows()
-
 
 def draw(
     batch: int,

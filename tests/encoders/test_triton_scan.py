@@ -27,8 +27,10 @@ def interpret(*words: str) -> None:
     """Run tests in a process where Triton interprets; fail as they do."""
     if INTERPRETED or not find_spec("triton"):
         pytest.skip("interpreted already" if INTERPRETED else MISSING)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
+    plugins = ["-p", "no:cacheprovider", "-p", "triton_interpreter"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, *words]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *sys.path])
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "passed" in ended.stdout
@@ -46,9 +48,9 @@ def test_interpreted_in_full() -> None:
 
 @pytest.mark.slow
 def test_interpreted_networks(monkeypatch) -> None:
-    """Upstream's numbers, through a small network of each kind that scans."""
+    """Upstream's gradients of small networks."""
     monkeypatch.setenv("GENEBOLD_SCAN_BACKEND", "triton")
-    chosen = "test_forward and float32"
+    chosen = "test_gradients and float32"
     interpret(str(HERE.parent / "test_caduceus_parity.py"), "-k", chosen)
 
 
