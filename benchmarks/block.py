@@ -202,7 +202,7 @@ def measure(networks: Networks, length: int, sizes: Sizes) -> dict[str, float]:
     """Return the seconds of one block at a length, by contender; shares are already divided."""
     names = list(networks.blocks())
     if length > sizes.peers_up_to:
-        names = [name for name in names if name not in networks.slow]
+        names = [name for name in names if name not in networks.slow and "bfloat16" not in name]
     runs = {**block_runs(networks, length, names), **encoder_runs(networks, length)}
     taken = median_seconds(runs, sizes.rounds)
     depth = layers_in(networks.encoders["float32"])

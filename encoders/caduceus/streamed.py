@@ -25,7 +25,7 @@ from encoders.mamba import LayerNorm, Mamba, Reading, RMSNorm, at_least_float32
 from encoders.selective_scan import backend_for
 from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
 
-TILE = 256
+TILE = 512
 # Windows from here on are read by two threads from both ends, so that half as many are in memory.
 LONG = 2**14
 
@@ -113,7 +113,7 @@ def pool_streamed(
     layers, last_norm = _prepare(network, folds)
     turned = folds and len(layers) % 2 == 1
     length = input_ids.shape[1]
-    rows = max(1, 2 * TILE // length)
+    rows = max(1, TILE // length)
     jobs = []
     for first in range(0, len(input_ids), rows):
         ids = input_ids[first : first + rows]
