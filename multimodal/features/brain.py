@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from encoders.errors import InputError, Problem
 from multimodal.bold.bids import BoldRun
@@ -21,9 +20,9 @@ from multimodal.bold.inputs import InputKind, input_kind, prepare
 from multimodal.bold.options import BoldOptions
 from multimodal.bold.parcels import Atlas
 from multimodal.bold.segments import RunSegments
-from multimodal.features.fingerprint import file_identity, text_digest
+from multimodal.features.brain_shards import BrainShard, runs_digest
 from multimodal.features.progress import progress_bar
-from multimodal.features.shards import texts, vectors
+from multimodal.features.shards import shard_inputs, texts, vectors
 from multimodal.features.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -56,59 +55,6 @@ def bold_preprocessing(options: BoldOptions, kind: InputKind) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class BrainShard:
-    """The runs of a few subjects, in order.
-
-    Parameters
-    ----------
-    name : str
-        File name within the store.
-    runs : tuple of BoldRun
-    inputs : str
-        Digest over the runs' names and the sizes of their files, so that a scan that was replaced
-        is encoded again.
-    """
-
-    name: str
-    runs: tuple[BoldRun, ...]
-    inputs: str
-
-
-def plan_shards(runs: Sequence[BoldRun], subjects_per_shard: int) -> list[BrainShard]:
-    """Divide runs, ordered by subject, into shards of a fixed number of subjects."""
-    by_subject: dict[str, list[BoldRun]] = {}
-    for run in runs:
-        by_subject.setdefault(run.participant_id, []).append(run)
-    subjects = list(by_subject.values())
-    shards = []
-    for number, start in enumerate(range(0, len(subjects), subjects_per_shard)):
-        inside = [run for group in subjects[start : start + subjects_per_shard] for run in group]
-        digest = text_digest(part for run in inside for part in _identity(run))
-        shards.append(BrainShard(f"segments/{number:06d}.parquet", tuple(inside), digest))
-    return shards
-
-
-def _identity(run: BoldRun) -> list[str]:
-    return [*run_name(run), *(_content(path) for path in (run.bold, run.mask, run.confounds))]
-
-
-def run_name(run: BoldRun) -> tuple[str, str, str, str]:
-    """Return what a run is known by: participant, session, run, file name."""
-    return run.participant_id, run.session, run.run, run.bold.name
-
-
-def _content(path: Path | None) -> str:
-    """Return what tells a file from another version of it, without reading a whole scan."""
-    if path is None or not path.exists():
-        return "none"
-    if path.suffix == ".gz":
-        with path.open("rb") as file:  # ends with a checksum of what it holds, and its length
-            file.seek(max(0, path.stat().st_size - 8))
-            return f"{path.stat().st_size}:{file.read().hex()}"
-    return json.dumps(file_identity(path), sort_keys=True)
-
-
-@dataclass(frozen=True)
 class EncodedRun:
     """The features of one run.
 
@@ -126,6 +72,12 @@ class EncodedRun:
     values: np.ndarray
 
 
+BadParticipant = Callable[[str, tuple[Problem, ...]], None]
+"""Told of a participant whose scans are bad, and what is wrong; raises to stop at once."""
+CheckRun = Callable[[BoldRun], tuple[Problem, ...]]
+"""Says what is wrong with a run before its voxels are read."""
+
+
 def encode_segments(
     shards: Sequence[BrainShard],
     encoder: BrainEncoder,
@@ -134,44 +86,143 @@ def encode_segments(
     *,
     batch_size: int,
     progress: bool,
+    on_bad: BadParticipant | None = None,
+    check: CheckRun | None = None,
 ) -> None:
     """Write the shards that are not there yet.
 
     Batches run over all runs of a shard; those of volumes stay within a run, so that only one
     run's volumes are held at a time.
 
+    Parameters
+    ----------
+    shards : sequence of BrainShard
+    encoder : BrainEncoder
+    prepare_many : callable
+        As `run_preparer` gives it.
+    store : StoreWriter
+    batch_size : int
+    progress : bool
+    on_bad : callable, optional
+        Told of each participant with a bad run, who is then left out with all their runs, and
+        looked at again by the next run over this store. By default bad runs are refused.
+    check : callable, optional
+        Asked about each run first.
+
     Raises
     ------
     InputError
-        All that is wrong with any run, after the shards of the others are written: a run that is
-        mended and started again goes on from there.
+        Without `on_bad`, all that is wrong with any run, after the shards of the others are
+        written: a run that is mended and started again goes on from there.
     """
     problems: list[Problem] = []
     runs = sum(len(shard.runs) for shard in shards)
-    one_at_a_time = input_kind(encoder.spec.input) == "volumes"
+    job = _SegmentJob(encoder, prepare_many, batch_size, check)
     with progress_bar(f"encoding {encoder.spec.name}", runs, "run", progress) as bar:
         for shard in shards:
             if store.has(shard.name, shard.inputs):
                 bar.update(len(shard.runs))
                 continue
-            encoded: list[EncodedRun] = []
-            waiting: list[tuple[BoldRun, RunSegments]] = []
-            whole = True
-            for run, prepared in zip(shard.runs, prepare_many(shard.runs), strict=True):
-                if not isinstance(prepared, RunSegments):
-                    problems += prepared
-                    whole = False
-                elif whole:
-                    waiting.append((run, prepared))
-                    if one_at_a_time:
-                        encoded += _encode(encoder, waiting, batch_size)
-                        waiting = []
-                bar.update()
-            if whole:
-                encoded += _encode(encoder, waiting, batch_size)
-                store.write(shard.name, _columns(encoded), shard.inputs)
-    if problems:
+            bad = {} if on_bad is None else job.still_bad(shard, store)
+            if bad:
+                bar.update(len(shard.runs))
+            else:
+                encoded, bad = job.encode(shard.runs, bar, leave_out=on_bad is not None)
+                kept = tuple(run for run in shard.runs if run.participant_id not in bad)
+                if kept and (on_bad is not None or not bad):
+                    store.write(shard.name, _columns(encoded), runs_digest(kept))
+            for who, found in bad.items():
+                if on_bad is not None:
+                    on_bad(who, found)
+                problems += found
+    if problems and on_bad is None:
         raise InputError(dict.fromkeys(problems))
+
+
+@dataclass(frozen=True)
+class _SegmentJob:
+    """How the runs of a shard are prepared and encoded."""
+
+    encoder: BrainEncoder
+    prepare_many: Callable[[Sequence[BoldRun]], Iterator[Prepared]]
+    batch_size: int
+    check: CheckRun | None
+
+    def encode(
+        self, runs: Sequence[BoldRun], bar: Any, *, leave_out: bool
+    ) -> tuple[list[EncodedRun], dict[str, tuple[Problem, ...]]]:
+        """Return the features of whoever has good runs only, and what is wrong with the others.
+
+        Unless the bad are to be left out, nothing is encoded any more once one is found.
+        """
+        bad = self._refused(runs)
+        wanted = [run for run in runs if run.participant_id not in bad]
+        bar.update(len(runs) - len(wanted))
+        one_at_a_time = input_kind(self.encoder.spec.input) == "volumes"
+        encoded: list[EncodedRun] = []
+        waiting: list[tuple[BoldRun, RunSegments]] = []
+        for run, prepared in zip(wanted, self.prepare_many(wanted), strict=True):
+            if not isinstance(prepared, RunSegments):
+                bad[run.participant_id] = bad.get(run.participant_id, ()) + prepared
+            elif run.participant_id not in bad and (leave_out or not bad):
+                waiting.append((run, prepared))
+                if one_at_a_time:
+                    encoded += _encode(self.encoder, waiting, self.batch_size)
+                    waiting = []
+            bar.update()
+        if leave_out or not bad:
+            waiting = [part for part in waiting if part[0].participant_id not in bad]
+            encoded += _encode(self.encoder, waiting, self.batch_size)
+        for part in encoded:
+            if not np.isfinite(part.values).all():
+                who = part.run.participant_id
+                bad[who] = (*bad.get(who, ()), _not_finite(part.run, self.encoder))
+        return [part for part in encoded if part.run.participant_id not in bad], bad
+
+    def still_bad(self, shard: BrainShard, store: StoreWriter) -> dict[str, tuple[Problem, ...]]:
+        """Look again at whoever an earlier run left out of a shard.
+
+        Returns
+        -------
+        dict
+            What is wrong with each, where all of them are bad still and the shard stands as it
+            is; empty where it is to be written.
+        """
+        path = store.folder / shard.name
+        if not path.exists():
+            return {}
+        there = set(pq.ParquetFile(path).read(["subject"])["subject"].to_pylist())
+        kept = tuple(run for run in shard.runs if run.participant_id in there)
+        absent = [run for run in shard.runs if run.participant_id not in there]
+        digest = runs_digest(kept)
+        if shard_inputs(path) != digest or not absent:
+            return {}
+        bad = self._refused(absent)
+        for run, prepared in zip(absent, self.prepare_many(absent), strict=True):
+            if not isinstance(prepared, RunSegments) and run.participant_id not in bad:
+                bad[run.participant_id] = prepared
+        if {run.participant_id for run in absent} - set(bad):
+            return {}
+        store.has(shard.name, digest)
+        return bad
+
+    def _refused(self, runs: Sequence[BoldRun]) -> dict[str, tuple[Problem, ...]]:
+        bad: dict[str, tuple[Problem, ...]] = {}
+        for run in runs if self.check is not None else ():
+            found = self.check(run)  # type: ignore[misc]  # there are none to go through if None
+            if found:
+                bad[run.participant_id] = bad.get(run.participant_id, ()) + found
+        return bad
+
+
+def _not_finite(run: BoldRun, encoder: BrainEncoder) -> Problem:
+    return Problem(
+        "features-not-finite",
+        str(run.bold),
+        f"{encoder.spec.name} gives NaN or infinite features",
+        "finite numbers",
+        "signals without variance, or wrong weights? check the scan and the encoder",
+    )
 
 
 def _columns(encoded: Sequence[EncodedRun]) -> dict[str, pa.Array]:
@@ -201,23 +252,10 @@ def _encode(
         batch_size,
     )
     edges = np.cumsum([len(part.values) for _, part in prepared])[:-1]
-    encoded = [
+    return [
         EncodedRun(run, part.start_frame, part.mean_fd_mm, rows)
         for (run, part), rows in zip(prepared, np.split(values, edges), strict=True)
     ]
-    bad = [part.run for part in encoded if not np.isfinite(part.values).all()]
-    if bad:
-        raise InputError(
-            Problem(
-                "features-not-finite",
-                str(run.bold),
-                f"{encoder.spec.name} gives NaN or infinite features",
-                "finite numbers",
-                "signals without variance, or wrong weights? check the scan and the encoder",
-            )
-            for run in bad
-        )
-    return encoded
 
 
 def encode_in_batches(

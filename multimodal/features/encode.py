@@ -16,12 +16,13 @@ import pyarrow as pa
 from encoders.errors import InputError, Problem
 from multimodal.cohort.table import Cohort
 from multimodal.features.brain import (
+    BadParticipant,
+    CheckRun,
     bold_preprocessing,
     encode_segments,
-    plan_shards,
-    run_name,
     run_preparer,
 )
+from multimodal.features.brain_shards import plan_shards, run_name
 from multimodal.features.dna import DnaPlan, encode_windows
 from multimodal.features.dosage import read_dosages, write_dosages
 from multimodal.features.fingerprint import (
@@ -156,6 +157,8 @@ def encode_brains(
     batch_size: int = 16,
     shard_subjects: int = 16,
     workers: int = 0,
+    on_bad: BadParticipant | None = None,
+    check: CheckRun | None = None,
 ) -> Path:
     """Encode the BOLD runs of all participants that have one.
 
@@ -176,6 +179,9 @@ def encode_brains(
         Subjects in a shard: what a killed run may lose.
     workers : int
         Processes that prepare runs; 0 prepares them in this one.
+    on_bad, check : callable, optional
+        Leave bad participants out instead of refusing them; see
+        `multimodal.features.brain.encode_segments`.
 
     Returns
     -------
@@ -218,8 +224,9 @@ def encode_brains(
         return store.folder
     with store, run_preparer(atlas, encoder.spec.input, options, workers) as prepare_many:
         encode_segments(
-            shards, encoder, prepare_many, store, batch_size=batch_size, progress=progress
-        )
+            shards, encoder, prepare_many, store,
+            batch_size=batch_size, progress=progress, on_bad=on_bad, check=check,
+        )  # fmt: skip
         store.finish()
     return store.folder
 

@@ -1,6 +1,7 @@
 """Reading the feature store: from Parquet shards to the arrays that the towers take."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +118,54 @@ def read_brain_features(
         No complete store, or participants that are not in it (all named).
     """
     store = Path(store_path)
-    who = _chosen(store, participant_ids)
+    return _read_segments(_shards(store, "segments"), _chosen(store, participant_ids))
+
+
+@dataclass(frozen=True)
+class BrainBlock:
+    """Some whole shards of a brain store, with all segments of those in them.
+
+    Parameters
+    ----------
+    participant_ids : list of str
+        In the store's order.
+    shards : list of Path
+    """
+
+    participant_ids: list[str]
+    shards: list[Path]
+
+    def read(self) -> BrainFeatures:
+        """Return the features, as `read_brain_features` does."""
+        return _read_segments(self.shards, self.participant_ids)
+
+
+def brain_blocks(store_path: str | Path, subjects: int) -> list[BrainBlock]:
+    """Divide a complete brain store into blocks, to be read one at a time.
+
+    Parameters
+    ----------
+    store_path : path
+    subjects : int
+        Most subjects in a block, unless a shard holds more.
+    """
+    store = Path(store_path)
+    read_fingerprint(store)
+    blocks: list[BrainBlock] = []
+    for path in _shards(store, "segments"):
+        inside = _distinct(_read(path, ["subject"])["subject"])
+        if blocks and len(blocks[-1].participant_ids) + len(inside) <= subjects:
+            blocks[-1].participant_ids.extend(inside)
+            blocks[-1].shards.append(path)
+        else:
+            blocks.append(BrainBlock(inside, [path]))
+    return blocks
+
+
+def _read_segments(shards: Sequence[Path], who: list[str]) -> BrainFeatures:
     lookup = pd.Index(who)
     rows, values, mean_fd, new_run = [], [], [], []
-    for path in _shards(store, "segments"):
+    for path in shards:
         table = _read(path)
         row = _codes(table["subject"], lookup)
         keep = np.flatnonzero(row >= 0)
