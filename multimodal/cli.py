@@ -16,7 +16,7 @@ from typing import Any
 
 from encoders.errors import InputError
 from multimodal.verbs.mistyped import find_flag_problems, find_setting_problems
-from multimodal.verbs.positional import spell_out
+from multimodal.verbs.positional import spell_out, spell_out_push
 from multimodal.verbs.settings_page import settings_page
 
 VERBS = {
@@ -27,6 +27,7 @@ VERBS = {
     "align": "train the towers, encoding first what is missing; resumes",
     "evaluate": "retrieval against its permutation null, controls; plan=true for power",
     "embed": "latents for new subjects from a bundle, from VCF, BOLD or both",
+    "push": "a bundle to the Hugging Face hub: BUNDLE_DIR OWNER/NAME",
     "report": "one self-contained HTML page about a run",
     "encoders": "list, show NAME, verify NAME WEIGHTS, convert SRC DST, build",
 }
@@ -53,6 +54,7 @@ _FLAGS_WITH_VALUE = (
 )  # fmt: skip
 
 
+_WITH_PLAIN_WORDS = {"encoders": spell_out, "push": spell_out_push}
 # Another root config than ours: Hydra's own help then.
 _OTHER_CONFIG = ("--config-path", "-cp", "--config-name", "-cn")
 
@@ -110,9 +112,9 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         print(_bad_input(verb, InputError(problems)), file=sys.stderr)
         return 2
     overrides = _flags_first(overrides)
-    if verb == "encoders":
+    if verb in _WITH_PLAIN_WORDS:
         try:
-            overrides = spell_out(overrides, _FLAGS_WITH_VALUE)
+            overrides = _WITH_PLAIN_WORDS[verb](overrides, _FLAGS_WITH_VALUE)
         except InputError as error:
             print(_bad_input(verb, error), file=sys.stderr)
             return 2

@@ -1,28 +1,33 @@
 """A bundle: a folder with all that is needed to embed new subjects.
 
 ``bundle.json`` (what made it and what it takes), ``towers.safetensors`` (the towers with their
-fitted standardisers) and ``card.md``. No pickles and no code: encoders resolve by name among those
-installed. It holds no participant ids, but genome embeddings made with it are personal data.
+fitted standardisers) and ``MODEL_CARD.md``. No pickles and no code: encoders resolve by name among
+those installed. It holds no participant ids, but genome embeddings made with it are personal data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encoders.atomic import sync_folder, write_json, write_text
 from encoders.errors import InputError, Problem
-from multimodal.latent.card import model_card
+from encoders.hub import fetch, is_hub_id
+from multimodal.latent.card import model_card, public_metrics
+from multimodal.latent.manifest import FORMAT, SIDES, find_manifest_problems
 
 if TYPE_CHECKING:
     from multimodal.align.aligner import Aligner
 
-FORMAT = 1
-_REQUIRED = ("format", "dna", "brain", "genome", "bold", "regions", "towers", "towers_sha256")
+TOWERS, MANIFEST, CARD = "towers.safetensors", "bundle.json", "MODEL_CARD.md"
+DELTA = "encoder_delta.safetensors"
+FILES = (MANIFEST, TOWERS, CARD, DELTA)
+"""All that a bundle consists of; the last only after fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,24 @@ class Bundle:
     manifest: dict[str, Any]
 
     def load_aligner(self) -> Aligner:
-        """Return the trained towers, in eval mode on the CPU."""
+        """Return the trained towers, in eval mode on the CPU.
+
+        Raises
+        ------
+        InputError
+            The towers are not what the manifest says.
+        """
         from multimodal.align.aligner import Aligner
 
-        return Aligner.load(self.manifest["towers"], self.path / "towers.safetensors")
+        try:
+            return Aligner.load(self.manifest["towers"], self.path / TOWERS)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                Problem(
+                    "bundle-broken", f"{self.path / MANIFEST} towers", f"cannot be used ({error})",
+                    "the towers' configuration as `align` writes it", "copy the bundle again",
+                )
+            ) from error  # fmt: skip
 
 
 def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bundle:
@@ -64,72 +83,80 @@ def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bund
     fresh = path.with_name(f".{path.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    towers = aligner.save(fresh / "towers.safetensors")
-    digest = _file_sha256(fresh / "towers.safetensors")
-    content = {"format": FORMAT, **manifest, "towers": towers, "towers_sha256": digest}
-    (fresh / "bundle.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    (fresh / "card.md").write_text(model_card(content))
-    for file in fresh.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    towers = aligner.save(fresh / TOWERS)
+    content = {
+        "format": FORMAT,
+        **manifest,
+        "towers": towers,
+        "towers_sha256": _file_sha256(fresh / TOWERS),
+    }
+    _write_words(fresh, content)
     old = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)
     fresh.rename(path)
+    sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
     return Bundle(path, content)
 
 
-def read_bundle(path: Path | str, *, installed: bool = True) -> Bundle:
+def record_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Put what an evaluation found into a bundle's manifest and model card.
+
+    Parameters
+    ----------
+    path : Path
+        The bundle's folder.
+    metrics : mapping
+        As ``metrics.json`` holds them; no null distributions, and nothing of the cohort, is kept.
+    """
+    bundle = read_bundle(path, installed=False)
+    _write_words(bundle.path, {**bundle.manifest, "metrics": public_metrics(metrics)})
+
+
+def _write_words(folder: Path, manifest: dict[str, Any]) -> None:
+    # The card first: the manifest is what a reader goes by.
+    write_text(folder / CARD, model_card(manifest))
+    write_json(folder / MANIFEST, manifest)
+
+
+def read_bundle(path: Path | str, *, installed: bool = True, revision: str | None = None) -> Bundle:
     """Read and check a bundle, before anything in it is used.
 
     Parameters
     ----------
-    path : path
-        The bundle's folder.
+    path : path or str
+        The bundle's folder, or a hub id ``owner/name``.
     installed : bool
         Whether its encoders must be installed; to load the towers alone they need not.
+    revision : str, optional
+        Branch, tag or commit of a hub id.
 
     Raises
     ------
     InputError
-        No such folder, files missing or truncated, a digest that does not fit, an encoder that
-        is not installed.
+        No such folder, files missing, truncated or lying elsewhere, a digest that does not fit,
+        code or paths in the manifest, an encoder that is not installed.
     """
-    from encoders.registry import list_encoders
-
-    path = Path(path)
-    file = path / "bundle.json"
+    folder, cached = find_bundle(path, revision)
+    file = folder / MANIFEST
     if not file.is_file():
-        raise InputError(
-            Problem(
-                "bundle-missing", str(path), "no bundle.json in it", "a bundle written by `align`",
-                "set bundle=DIR to the folder that holds bundle.json",
-            )
-        )  # fmt: skip
+        raise InputError(_missing(path))
+    if not cached and (strays := _find_strays(folder)):
+        raise InputError(strays)
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
             Problem("bundle-broken", str(file), f"not JSON ({error})", "a complete bundle.json")
         ) from error
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing or manifest["format"] != FORMAT:
-        found = f"keys missing: {missing}" if missing else f"format {manifest['format']}"
-        raise InputError(Problem("bundle-broken", str(file), found, f"a bundle of format {FORMAT}"))
-    problems = []
-    known = [*list_encoders(), "dosage"]
-    for side in ("dna", "brain"):
-        name = manifest[side].get("name")
-        if installed and name not in known:
-            problems.append(
-                Problem(
-                    "bundle-encoder", f"{file} {side}.name", f"'{name}' is not installed",
-                    f"one of {', '.join(known)}",
-                )
-            )  # fmt: skip
-    towers = path / "towers.safetensors"
+    problems = find_manifest_problems(manifest, file)
+    if problems:
+        raise InputError(problems)
+    if installed:
+        problems += _find_unknown_encoders(manifest, file)
+    towers = folder / TOWERS
     if not towers.is_file():
         problems.append(Problem("bundle-broken", str(towers), "no such file", "the trained towers"))
     elif _file_sha256(towers) != manifest["towers_sha256"]:
@@ -141,7 +168,64 @@ def read_bundle(path: Path | str, *, installed: bool = True) -> Bundle:
         )  # fmt: skip
     if problems:
         raise InputError(problems)
-    return Bundle(path, manifest)
+    return Bundle(folder, manifest)
+
+
+def find_bundle(path: Path | str, revision: str | None = None) -> tuple[Path, bool]:
+    """Return the folder of a bundle, fetched where it is a hub id, and whether it was.
+
+    A text is a hub id where it can be one and nothing of that name, nor its first part, lies here.
+    ``HF_HUB_OFFLINE=1`` leaves the hub's cache only.
+
+    Raises
+    ------
+    InputError
+        No such folder, and no such hub id or revision.
+    """
+    text = str(path)
+    folder = Path(path).expanduser()
+    if folder.exists() or Path(folder.parts[0] if folder.parts else ".").exists():
+        if revision is not None:
+            wanted = "a hub id, for one of its revisions"
+            raise InputError(Problem("bundle-revision", "revision", f"{text} is a path", wanted))
+        return folder, False
+    if not is_hub_id(text):
+        raise InputError(_missing(path))
+    return fetch(text, revision, FILES)[1], True
+
+
+def _missing(path: Path | str) -> Problem:
+    return Problem(
+        "bundle-missing", str(path), "no bundle.json in it", "a bundle written by `align`",
+        "set bundle=DIR to the folder that holds bundle.json, or to a hub id",
+    )  # fmt: skip
+
+
+def _find_strays(folder: Path) -> list[Problem]:
+    """Name files of a bundle that are links to somewhere outside it."""
+    inside = folder.resolve()
+    return [
+        Problem(
+            "bundle-path", str(folder / name), f"a link to {(folder / name).resolve()}",
+            "a file of the bundle itself", "copy the bundle with its files",
+        )
+        for name in FILES
+        if (folder / name).is_symlink() and inside not in (folder / name).resolve().parents
+    ]  # fmt: skip
+
+
+def _find_unknown_encoders(manifest: Mapping[str, Any], file: Path) -> list[Problem]:
+    from encoders.registry import list_encoders
+
+    known = [*list_encoders(), "dosage"]
+    return [
+        Problem(
+            "bundle-encoder", f"{file} {side}.name", f"'{manifest[side]['name']}' is not installed",
+            f"one of {', '.join(known)}",
+        )
+        for side in SIDES
+        if manifest[side]["name"] not in known
+    ]  # fmt: skip
 
 
 def _file_sha256(path: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +15,27 @@ import pandas as pd
 
 from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
-from multimodal.bold.options import BoldOptions
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
-from multimodal.features.options import GenomeOptions
+from multimodal.features.fingerprint import array_digest, code_version, text_digest
+from multimodal.features.read import read_gene_features
 from multimodal.features.tables import GeneFeatures
 from multimodal.genome.regions import Region
+from multimodal.latent.atlas import atlas_table
 from multimodal.latent.bundle import Bundle
+from multimodal.latent.manifest import bold_options, genome_options
+from multimodal.latent.scans import scan_check
+from multimodal.latent.shards import NEW
 from multimodal.latent.table import Latents
 
 if TYPE_CHECKING:
     from encoders.base import BrainEncoder, DnaEncoder
+    from multimodal.features.brain import BadParticipant
+    from multimodal.features.read import BrainBlock
 
 SIDES = ("gene", "brain")
+SUBJECTS = 1024
+"""Subjects in a block: what is in memory, and what a killed run may lose of its latents."""
 
 
 def new_cohort(paths: CohortPaths, sides: Sequence[str]) -> Cohort:
@@ -75,11 +85,36 @@ def _nothing() -> Problem:
     )
 
 
-def embed_genomes(
-    bundle: Bundle, cohort: Cohort, encoder: DnaEncoder | str, features_dir: Path, *,
+@dataclass(frozen=True)
+class Block:
+    """Some subjects of one modality, whose latents can be had.
+
+    Parameters
+    ----------
+    participant_ids : list of str
+        n subjects.
+    inputs : str
+        Digest of all that makes the latents.
+    latents : callable
+        Reads the features and gives the latents [n, 512].
+    """
+
+    participant_ids: list[str]
+    inputs: str
+    latents: Callable[[], np.ndarray]
+
+
+def genome_blocks(
+    bundle: Bundle,
+    cohort: Cohort,
+    encoder: DnaEncoder | str,
+    features_dir: Path,
+    *,
     batch_size: int = 8,
-) -> Latents:  # fmt: skip
-    """Encode genomes as the bundle's were, and map them into its space.
+    subjects: int = SUBJECTS,
+    on_bad: BadParticipant | None = None,
+) -> list[Block]:
+    """Encode genomes as the bundle's were, and return them in blocks for its towers.
 
     Parameters
     ----------
@@ -92,6 +127,11 @@ def embed_genomes(
         Where features go; a killed run resumes there.
     batch_size : int
         Windows a batch.
+    subjects : int
+        Most subjects in a block: what is in memory at a time.
+    on_bad : callable, optional
+        Told of each participant who is no sample of the genotypes, and left out; by default they
+        are refused.
 
     Raises
     ------
@@ -100,20 +140,17 @@ def embed_genomes(
         towers regress out, and all that `encode_genomes` refuses.
     """
     from multimodal.features.encode import encode_genomes, windows_of
-    from multimodal.features.read import read_gene_features
+    from multimodal.features.read import stored_participants
+    from multimodal.features.store import read_fingerprint
 
     manifest = bundle.manifest
     regions = Path(features_dir) / "regions.bed"
     write_text(regions, _bed(manifest["regions"]))
     cohort = replace(cohort, paths=replace(cohort.paths, regions=regions))
     _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
-    genome = dict(manifest["genome"])
-    wanted = genome.pop("windows")
-    filters = genome.get("filters")
-    genome["filters"] = None if filters is None else tuple(filters)
-    options = GenomeOptions(**genome)
+    options = genome_options(manifest)
     _, found = windows_of(cohort, encoder, options)
-    if found != wanted:
+    if found != manifest["genome"]["windows"]:
         raise InputError(
             Problem(
                 "other-reference",
@@ -123,83 +160,141 @@ def embed_genomes(
                 "use the same reference FASTA",
             )
         )
+    if on_bad is not None:
+        cohort = _with_samples(cohort, on_bad)
+        if not cohort.participants["genotype_id"].notna().any():
+            return []
     store = encode_genomes(cohort, encoder, options, features_dir, batch_size=batch_size)
-    features = read_gene_features(store)
-    if encoder == "dosage":
-        features = _dosage_columns(features, store, manifest["dna"]["variants"])
-    covariates = _covariates(manifest, cohort, features.participant_ids)
-    latents = bundle.load_aligner().embed_genes(features, covariates)
-    ids = features.participant_ids
-    return Latents("gene", ids, ["new"] * len(ids), latents)
+    ids = stored_participants(store)
+    made_by = json.dumps(read_fingerprint(store), sort_keys=True)
+    aligner = bundle.load_aligner()
+
+    def latents(chosen: list[str]) -> np.ndarray:
+        features = read_gene_features(store, chosen)
+        if encoder == "dosage":
+            features = _dosage_columns(features, store, manifest["dna"]["variants"])
+        return aligner.embed_genes(features, _covariates(manifest, cohort, chosen))
+
+    blocks = []
+    for start in range(0, len(ids), subjects):
+        chosen = ids[start : start + subjects]
+        inputs = _inputs_digest(bundle, cohort, chosen, [made_by])
+        blocks.append(Block(chosen, inputs, partial(latents, chosen)))
+    return blocks
+
+
+def brain_blocks(
+    bundle: Bundle,
+    cohort: Cohort,
+    encoder: BrainEncoder,
+    features_dir: Path,
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    subjects: int = SUBJECTS,
+    on_bad: BadParticipant | None = None,
+) -> list[Block]:
+    """Encode scans as the bundle's were, and return them in blocks; see `genome_blocks`.
+
+    Raises
+    ------
+    InputError
+        Another atlas, space or repetition time, and all that `encode_brains` refuses; with
+        `on_bad` those of single scans leave out whose they are.
+    """
+    from multimodal.features import read
+    from multimodal.features.encode import encode_brains
+    from multimodal.features.shards import shard_inputs
+    from multimodal.features.store import read_fingerprint
+
+    manifest = bundle.manifest
+    cohort = with_atlas_of(bundle, cohort)
+    check = scan_check(manifest.get("scans"), manifest["brain"]["spec"])
+    store = encode_brains(
+        cohort, encoder, bold_options(manifest), features_dir,
+        batch_size=batch_size, workers=workers, check=check, on_bad=on_bad,
+    )  # fmt: skip
+    made_by = json.dumps(read_fingerprint(store), sort_keys=True)
+    aligner = bundle.load_aligner()
+
+    def latents(block: BrainBlock) -> np.ndarray:
+        covariates = _covariates(manifest, cohort, block.participant_ids)
+        return aligner.embed_brains(block.read(), covariates)
+
+    blocks = []
+    for block in read.brain_blocks(store, subjects):
+        shards = [shard_inputs(path) or "" for path in block.shards]
+        inputs = _inputs_digest(bundle, cohort, block.participant_ids, [made_by, *shards])
+        blocks.append(Block(block.participant_ids, inputs, partial(latents, block)))
+    return blocks
+
+
+def with_atlas_of(bundle: Bundle, cohort: Cohort) -> Cohort:
+    """Return the cohort with the table that makes its label image the bundle's atlas.
+
+    Raises
+    ------
+    InputError
+        Another atlas, or covariates missing that the towers regress out.
+    """
+    _covariates(bundle.manifest, cohort, cohort.participant_ids)
+    wanted = bundle.manifest["bold"]["atlas"]
+    if wanted is None or cohort.paths.atlas is None:
+        return cohort
+    table = atlas_table(cohort.paths.atlas, cohort.paths.atlas_table, wanted)
+    return replace(cohort, paths=replace(cohort.paths, atlas_table=table))
+
+
+def embed_genomes(
+    bundle: Bundle, cohort: Cohort, encoder: DnaEncoder | str, features_dir: Path, *,
+    batch_size: int = 8,
+) -> Latents:  # fmt: skip
+    """Return the latents of all genomes of a cohort at once; see `genome_blocks`."""
+    return _all_of("gene", genome_blocks(bundle, cohort, encoder, features_dir,
+                                         batch_size=batch_size))  # fmt: skip
 
 
 def embed_brains(
     bundle: Bundle, cohort: Cohort, encoder: BrainEncoder, features_dir: Path, *,
     batch_size: int = 16,
 ) -> Latents:  # fmt: skip
-    """Encode scans as the bundle's were, and map them into its space; see `embed_genomes`.
-
-    Raises
-    ------
-    InputError
-        Another atlas, and all that `encode_brains` refuses.
-    """
-    from multimodal.features.encode import encode_brains
-    from multimodal.features.read import read_brain_features
-
-    manifest = bundle.manifest
-    _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
-    bold = dict(manifest["bold"])
-    wanted = bold.pop("atlas")
-    if wanted is not None and cohort.paths.atlas is not None:
-        table = _atlas_table(cohort.paths.atlas, cohort.paths.atlas_table, wanted)
-        cohort = replace(cohort, paths=replace(cohort.paths, atlas_table=table))
-    store = encode_brains(cohort, encoder, BoldOptions(**bold), features_dir, batch_size=batch_size)
-    features = read_brain_features(store)
-    covariates = _covariates(manifest, cohort, features.participant_ids)
-    latents = bundle.load_aligner().embed_brains(features, covariates)
-    ids = features.participant_ids
-    return Latents("brain", ids, ["new"] * len(ids), latents)
+    """Return the latents of all scans of a cohort at once; see `brain_blocks`."""
+    return _all_of("brain", brain_blocks(bundle, cohort, encoder, features_dir,
+                                         batch_size=batch_size))  # fmt: skip
 
 
-def _atlas_table(image: Path, given: Path | None, wanted: Mapping[str, Any]) -> Path | None:
-    """Return the table that makes the label image the bundle's atlas.
+def _all_of(modality: str, blocks: Sequence[Block]) -> Latents:
+    ids = [who for block in blocks for who in block.participant_ids]
+    values = np.concatenate([block.latents() for block in blocks])
+    return Latents(modality, ids, [NEW] * len(ids), values)
 
-    Where none is given, ``atlas.tsv`` (or the image's own name) beside the image is tried too.
 
-    Raises
-    ------
-    InputError
-        No table does.
-    """
-    from multimodal.bold.parcels import load_atlas
-    from multimodal.features.encode import atlas_fingerprint
+def _inputs_digest(
+    bundle: Bundle, cohort: Cohort, participant_ids: list[str], made_by: Sequence[str]
+) -> str:
+    covariates = _covariates(bundle.manifest, cohort, participant_ids)
+    extra = "none" if covariates is None else array_digest(covariates)
+    towers = bundle.manifest["towers_sha256"]
+    settings = json.dumps(bundle.manifest["towers"], sort_keys=True)
+    return text_digest([towers, settings, code_version(), *made_by, extra, *participant_ids])
 
-    tried: list[Path | None] = [given]
-    if given is None:
-        own = image.with_name(image.name.split(".")[0] + ".tsv")
-        beside = dict.fromkeys([image.with_name("atlas.tsv"), own])
-        tried += [path for path in beside if path.is_file()]
-    found = [atlas_fingerprint(load_atlas(image, table)) for table in tried]
-    if wanted in found:
-        return tried[found.index(dict(wanted))]
-    fix = "use the label image and table the bundle was trained with"
-    if given is None and found[0]["parcels"] == wanted["parcels"]:
-        fix = (
-            "the number of parcels agrees, and no table of their names and centres is given: "
-            "set cohort.atlas_table to the one the bundle was trained with"
-        )
-    elif given is not None and atlas_fingerprint(load_atlas(image)) == wanted:
-        fix = f"the bundle was trained without a table: leave {given} out"
-    raise InputError(
-        Problem(
-            "other-atlas",
-            str(image),
-            f"{found[-1]['parcels']} parcels, digest {found[-1]['sha256'][:12]}",
-            f"the bundle's atlas: {wanted['parcels']} parcels, digest {wanted['sha256'][:12]}",
-            fix,
-        )
-    )
+
+def _with_samples(cohort: Cohort, on_bad: BadParticipant) -> Cohort:
+    """Return the cohort without the genotype ids that are no samples of its genotypes."""
+    from multimodal.genome.variants import VariantFile
+
+    if cohort.paths.genotypes is None:
+        return cohort
+    samples = set(VariantFile(cohort.paths.genotypes).samples)
+    named = cohort.participants["genotype_id"].dropna()
+    absent = named[~named.isin(samples)]
+    for who, sample in absent.items():
+        problem = Problem(
+            "genotype-absent", str(cohort.paths.genotypes), f"no sample {sample}",
+            f"the sample that is {who}'s genotype_id", "correct genotype_id, or set it to n/a",
+        )  # fmt: skip
+        on_bad(str(who), (problem,))
+    return cohort.take([who for who in cohort.participant_ids if who not in set(absent.index)])
 
 
 def _bed(regions: Sequence[Mapping[str, Any]]) -> str:

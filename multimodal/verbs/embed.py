@@ -1,42 +1,197 @@
-"""``genebold embed``: latents for new subjects from a bundle."""
+"""``genebold embed``: latents for new subjects from a bundle, block by block."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.cohort.table import Cohort
+from multimodal.features.progress import progress_bar
 from multimodal.latent.bundle import Bundle, read_bundle
-from multimodal.latent.embed import SIDES, embed_brains, embed_genomes, new_cohort
-from multimodal.latent.table import Latents, write_latents
-from multimodal.verbs.console import Stages, say
-from multimodal.verbs.pipeline import load_side
+from multimodal.latent.embed import (
+    SIDES,
+    Block,
+    brain_blocks,
+    embed_brains,
+    embed_genomes,
+    genome_blocks,
+    new_cohort,
+    with_atlas_of,
+)
+from multimodal.latent.encoders import load_bundle_encoder
+from multimodal.latent.shards import LatentShards
+from multimodal.latent.table import Latents
+from multimodal.verbs.console import Stages, say, warn
 from multimodal.verbs.settings import cohort_paths
+
+ON_ERROR = ("continue", "stop")
+_SHOWN = 20
 
 
 def run(config: DictConfig) -> int:
-    """Embed the sides that have files, and write ``latents.parquet``."""
-    sides = list(config.sides)
-    if not sides or set(sides) - set(SIDES):
-        raise InputError(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
-    bundle = read_bundle(config.bundle)
+    """Embed the sides that have files, and write ``latents.parquet``.
+
+    Returns
+    -------
+    int
+        1 where somebody was left out because of bad files, else 0.
+    """
+    sides = _sides(config)
+    bundle = read_bundle(config.bundle, revision=config.revision)
     paths = cohort_paths(config.cohort)
-    if paths.genotypes is None:
-        sides = [side for side in sides if side != "gene"]
-    if paths.bold is None:
-        sides = [side for side in sides if side != "brain"]
+    has = {"gene": paths.genotypes is not None, "brain": paths.bold is not None}
+    sides = [side for side in SIDES if side in sides and has[side]]
     cohort = new_cohort(paths, sides)
     if config.participants is not None:
         cohort = _chosen(cohort, [str(who) for who in config.participants])
-    weights = {"dna": config.dna_weights, "brain": config.brain_weights}
-    features_dir = Path(config.features.dir)
-    parts = embed(bundle, cohort, sides, features_dir, weights, str(config.device))
-    write_latents(Path(config.latents), parts)
-    for part in parts:
-        say(f"{part.modality:<6} {len(part.participant_ids)} subjects")
-    say(f"latents in {config.latents}; treat them as the genotypes they come from")
-    return 0
+    if "brain" in sides:
+        with_atlas_of(bundle, cohort)  # refused before genomes are encoded for hours
+    bad = BadParticipants(stop=config.on_error == "stop")
+    shards = LatentShards(Path(config.latents))
+    done = {side: _embed_side(side, bundle, cohort, config, bad, shards) for side in sides}
+    if not any(done.values()):
+        raise InputError(bad.problems())
+    bad.write(Path(config.latents).with_name("failed.tsv"))
+    prints = shards.join()
+    _say_done(done, prints, Path(config.latents))
+    bad.say()
+    return 1 if bad else 0
+
+
+class BadParticipants:
+    """Who is left out because of bad files, by side, and what is wrong.
+
+    Parameters
+    ----------
+    stop : bool
+        Refuse the first one instead.
+    """
+
+    def __init__(self, stop: bool) -> None:
+        self._stop = stop
+        self._found: dict[tuple[str, str], tuple[Problem, ...]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, side: str, who: str, problems: tuple[Problem, ...]) -> None:
+        """Note somebody.
+
+        Raises
+        ------
+        InputError
+            With what is wrong, where the run is to stop at the first.
+        """
+        if self._stop:
+            raise InputError(problems)
+        self._found[side, who] = problems
+
+    def problems(self) -> list[Problem]:
+        """Return all that is wrong; at least that there is nobody."""
+        found = [problem for problems in self._found.values() for problem in problems]
+        return found or [Problem("nobody", "cohort", "nobody to embed", "a genome or a scan")]
+
+    def write(self, path: Path) -> None:
+        """Write a table of them, or take away the one of an earlier run."""
+        if not self._found:
+            path.unlink(missing_ok=True)
+            return
+        rows = [("participant_id", "modality", "code", "where", "found", "wanted", "fix")]
+        for (side, who), problems in self._found.items():
+            rows += [(who, side, p.code, p.where, p.found, p.wanted, p.fix) for p in problems]
+        lines = ["\t".join(" ".join(cell.split()) for cell in row) for row in rows]
+        self._table = path
+        write_text(path, "\n".join(lines) + "\n")
+
+    def say(self) -> None:
+        """Summarise them on the error stream."""
+        if not self._found:
+            return
+        people = len({who for _, who in self._found})
+        warn(f"{people} left out because of bad files; the others are done")
+        for problem in self.problems()[:_SHOWN]:
+            warn(f"  {problem}")
+        warn(f"all of them in {self._table}; mended, the same command goes on from here")
+
+
+def _sides(config: DictConfig) -> list[str]:
+    """Return the sides asked for; what is wrong with any setting of the verb is refused."""
+    problems = []
+    sides = list(config.sides)
+    if not sides or set(sides) - set(SIDES):
+        problems.append(Problem("bad-sides", "sides", str(sides), f"some of {list(SIDES)}"))
+    if config.on_error not in ON_ERROR:
+        wanted = f"one of {', '.join(ON_ERROR)}"
+        problems.append(Problem("bad-value", "on_error", repr(config.on_error), wanted))
+    for name in ("block_subjects", "workers", "dna_batch_size", "brain_batch_size"):
+        least = 0 if name == "workers" else 1
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            problems.append(Problem("bad-value", name, repr(value), f"{least} or more"))
+    if problems:
+        raise InputError(problems)
+    return sides
+
+
+def _embed_side(
+    side: str,
+    bundle: Bundle,
+    cohort: Cohort,
+    config: DictConfig,
+    bad: BadParticipants,
+    shards: LatentShards,
+) -> set[str]:
+    """Embed one side block by block, and return who is done."""
+    with Stages().stage(f"embed {side}", f"{_WHAT[side]} through the bundle's encoder and tower"):
+        blocks = _blocks(side, bundle, cohort, config, bad)
+        total = sum(len(block.participant_ids) for block in blocks)
+        with progress_bar(f"{side} latents", total, "subject", True) as bar:
+            for number, block in enumerate(blocks):
+                if not shards.has(side, number, block.inputs):
+                    values = block.latents()
+                    shards.write(side, number, block.participant_ids, values, block.inputs)
+                bar.update(len(block.participant_ids))
+    return {who for block in blocks for who in block.participant_ids}
+
+
+_WHAT = {"gene": "genomes", "brain": "scans"}
+
+
+def _blocks(
+    side: str, bundle: Bundle, cohort: Cohort, config: DictConfig, bad: BadParticipants
+) -> Sequence[Block]:
+    def on_bad(who: str, problems: tuple[Problem, ...]) -> None:
+        bad.add(side, who, problems)
+
+    device, features_dir = str(config.device), Path(config.features.dir)
+    subjects = int(config.block_subjects)
+    if side == "gene":
+        dna: Any = load_bundle_encoder(bundle, "dna", config.dna_weights, device)
+        return genome_blocks(
+            bundle, cohort, dna, features_dir,
+            batch_size=int(config.dna_batch_size), subjects=subjects, on_bad=on_bad,
+        )  # fmt: skip
+    brain: Any = load_bundle_encoder(bundle, "brain", config.brain_weights, device)
+    return brain_blocks(
+        bundle, cohort, brain, features_dir, batch_size=int(config.brain_batch_size),
+        workers=int(config.workers), subjects=subjects, on_bad=on_bad,
+    )  # fmt: skip
+
+
+def _say_done(done: Mapping[str, set[str]], prints: Mapping[str, str], latents: Path) -> None:
+    for side, who in done.items():
+        fingerprint = f", fingerprint {prints[side][:16]}" if side in prints else ""
+        say(f"{side:<10} {len(who)} subjects{fingerprint}")
+    if len(done) == len(SIDES):
+        gene, brain = done["gene"], done["brain"]
+        alone = f"{len(gene - brain)} a genome only, {len(brain - gene)} a scan only"
+        say(f"{'together':<10} {len(gene & brain)} have both, {alone}")
+    say(f"latents in {latents}; treat them as the genotypes they come from")
 
 
 def embed(
@@ -47,56 +202,19 @@ def embed(
     weights: dict[str, Any] | None = None,
     device: str = "cpu",
 ) -> list[Latents]:
-    """Return the latents of a cohort's subjects, one part a side."""
+    """Return the latents of a cohort's subjects at once, one part a side."""
     stages = Stages()
+    given = weights or {}
     parts = []
     if "gene" in sides:
-        encoder = bundle_encoder(bundle, "dna", (weights or {}).get("dna"), device)
+        dna: Any = load_bundle_encoder(bundle, "dna", given.get("dna"), device)
         with stages.stage("embed gene", "genomes through the bundle's encoder and tower"):
-            parts.append(embed_genomes(bundle, cohort, encoder, features_dir))
+            parts.append(embed_genomes(bundle, cohort, dna, features_dir))
     if "brain" in sides:
-        encoder = bundle_encoder(bundle, "brain", (weights or {}).get("brain"), device)
+        brain: Any = load_bundle_encoder(bundle, "brain", given.get("brain"), device)
         with stages.stage("embed brain", "scans through the bundle's encoder and tower"):
-            parts.append(embed_brains(bundle, cohort, encoder, features_dir))
+            parts.append(embed_brains(bundle, cohort, brain, features_dir))
     return parts
-
-
-def bundle_encoder(bundle: Bundle, side: str, weights: str | None, device: str) -> Any:
-    """Load a bundle's encoder and check that its weights are those the towers were trained on.
-
-    Raises
-    ------
-    InputError
-        Other weights than the bundle's.
-    """
-    section = {**bundle.manifest[side], "device": device}
-    wanted = section.pop("spec")
-    section.pop("variants", None)
-    local = section.pop("local_weights", None)
-    if weights is not None:
-        section["weights"] = weights
-    elif local is not None:
-        raise InputError(
-            Problem(
-                "weights-missing",
-                f"{side}_weights",
-                f"the bundle was trained with a local file or folder, '{local}'",
-                "where it lies on this machine",
-                f"set {side}_weights=PATH",
-            )
-        )
-    encoder = load_side(section, side)
-    if not isinstance(encoder, str) and encoder.spec.weights_sha256 != wanted["weights_sha256"]:
-        raise InputError(
-            Problem(
-                "other-weights",
-                f"{side} weights {encoder.spec.weights_id}",
-                f"digest {encoder.spec.weights_sha256[:12]}",
-                f"the bundle's: {wanted['weights_id']}, digest {wanted['weights_sha256'][:12]}",
-                f"set {side}_weights to the file or folder the bundle was trained with",
-            )
-        )
-    return encoder
 
 
 def _chosen(cohort: Cohort, ids: list[str]) -> Cohort:

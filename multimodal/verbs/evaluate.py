@@ -21,6 +21,7 @@ from multimodal.evaluate.summary import Evaluated, Latents, evaluate_latents
 from multimodal.evaluate.unmatched import without_matching
 from multimodal.features.store import read_fingerprint
 from multimodal.features.tables import GeneFeatures
+from multimodal.latent.bundle import record_metrics
 from multimodal.report.provenance import simulation_of
 from multimodal.verbs.align import digest_of, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
@@ -107,6 +108,8 @@ def evaluate(
     found["settings"] = evaluation
     found["simulation"] = simulation_of(vars(cohort.paths))
     metrics = update_metrics(output_dir, {**found, "stages": stages.seconds})
+    if (output_dir / "bundle" / "bundle.json").is_file():
+        record_metrics(output_dir / "bundle", metrics)
     say_retrieval(metrics)
     return metrics
 

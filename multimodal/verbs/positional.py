@@ -1,4 +1,4 @@
-"""Plain words of ``genebold encoders``, spelt out as the overrides that Hydra takes.
+"""Plain words of ``genebold encoders`` and ``push``, spelt out as the overrides that Hydra takes.
 
 ``encoders verify swift best.ckpt`` stands for ``encoders action=verify name=swift
 weights=best.ckpt``. File names may hold what Hydra's grammar gives a meaning, an equals sign or a
@@ -24,6 +24,18 @@ _KEYS = (
     *("device", "json", "run_dir", "output_dir", "hydra"),
 )
 _OVERRIDE = re.compile(rf"(\+\+?|~)?({'|'.join(_KEYS)})([./@:]\S*?)?=|[+~]")
+_PUSH_KEYS = ("bundle", "repo", "private", "revision", "message", "run_dir", "output_dir", "hydra")
+_PUSH_OVERRIDE = re.compile(rf"(\+\+?|~)?({'|'.join(_PUSH_KEYS)})([./@:]\S*?)?=|[+~]")
+
+
+PUSH = ("bundle", "repo")
+"""The keys that the words of ``genebold push`` stand for, in order."""
+
+
+def spell_out_push(words: Sequence[str], flags_with_value: Sequence[str]) -> list[str]:
+    """Return the words of ``genebold push BUNDLE_DIR OWNER/NAME`` as overrides; see `spell_out`."""
+    kept, plain = _divided(words, flags_with_value, _PUSH_OVERRIDE)
+    return [*kept, *_named("push", ("push",), PUSH, plain)]
 
 
 def spell_out(words: Sequence[str], flags_with_value: Sequence[str]) -> list[str]:
@@ -41,30 +53,45 @@ def spell_out(words: Sequence[str], flags_with_value: Sequence[str]) -> list[str
     InputError
         More words than the action takes.
     """
-    kept: list[str] = []
-    plain: list[str] = []
-    for place, word in enumerate(words):
-        after_flag = place > 0 and words[place - 1] in flags_with_value
-        is_plain = not (after_flag or word.startswith("-") or _OVERRIDE.match(word))
-        (plain if is_plain else kept).append(word)
+    kept, plain = _divided(words, flags_with_value, _OVERRIDE)
     if not plain:
         return kept
     action, *values = plain
     keys = WORDS.get(action)
     if keys is None:  # the verb says what is wrong with it
         return [*kept, f"action={_quoted(action)}"]
+    named = _named(f"encoders {action}", ("encoders", action), keys, values)
+    return [*kept, f"action={action}", *named]
+
+
+def _divided(
+    words: Sequence[str], flags_with_value: Sequence[str], override: re.Pattern[str]
+) -> tuple[list[str], list[str]]:
+    """Return flags and overrides, and the plain words."""
+    kept: list[str] = []
+    plain: list[str] = []
+    for place, word in enumerate(words):
+        after_flag = place > 0 and words[place - 1] in flags_with_value
+        is_plain = not (after_flag or word.startswith("-") or override.match(word))
+        (plain if is_plain else kept).append(word)
+    return kept, plain
+
+
+def _named(
+    where: str, usage: Sequence[str], keys: Sequence[str], values: Sequence[str]
+) -> list[str]:
+    """Return plain words as overrides of the keys they stand for."""
     if len(values) > len(keys):
         raise InputError(
             Problem(
                 "surplus-word",
-                f"encoders {action}",
+                where,
                 f"'{values[len(keys)]}'",
-                " ".join(("encoders", action, *map(str.upper, keys))),
+                " ".join((*usage, *map(str.upper, keys))),
                 "settings are written key=value, names with a space in quotation marks",
             )
         )
-    given = zip(keys, values, strict=False)
-    return [*kept, f"action={action}", *(f"{key}={_quoted(value)}" for key, value in given)]
+    return [f"{key}={_quoted(value)}" for key, value in zip(keys, values, strict=False)]
 
 
 def _quoted(value: str) -> str:

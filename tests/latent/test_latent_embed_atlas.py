@@ -9,7 +9,7 @@ import pytest
 from encoders.errors import InputError
 from multimodal.bold.parcels import load_atlas
 from multimodal.features.encode import atlas_fingerprint
-from multimodal.latent.embed import _atlas_table
+from multimodal.latent.atlas import atlas_table
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def image(tmp_path: Path) -> Path:
 def test_a_table_beside_the_image_is_found(image: Path) -> None:
     table = image.with_name("atlas.tsv")
     wanted = atlas_fingerprint(load_atlas(image, table))
-    assert _atlas_table(image, None, wanted) == table
-    assert _atlas_table(image, table, wanted) == table
-    assert _atlas_table(image, None, atlas_fingerprint(load_atlas(image))) is None
+    assert atlas_table(image, None, wanted) == table
+    assert atlas_table(image, table, wanted) == table
+    assert atlas_table(image, None, atlas_fingerprint(load_atlas(image))) is None
 
 
 def test_a_table_left_out_is_said_with_its_key(image: Path) -> None:
@@ -34,9 +34,9 @@ def test_a_table_left_out_is_said_with_its_key(image: Path) -> None:
     wanted = atlas_fingerprint(load_atlas(image, table))
     table.unlink()
     with pytest.raises(InputError, match=r"set cohort\.atlas_table"):
-        _atlas_table(image, None, wanted)
+        atlas_table(image, None, wanted)
 
 
 def test_a_table_too_many_is_said(image: Path) -> None:
     with pytest.raises(InputError, match="trained without a table"):
-        _atlas_table(image, image.with_name("atlas.tsv"), atlas_fingerprint(load_atlas(image)))
+        atlas_table(image, image.with_name("atlas.tsv"), atlas_fingerprint(load_atlas(image)))
