@@ -1,7 +1,7 @@
 """Standardised features of the training and validation subjects, in batches that a seed decides."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,6 +139,8 @@ class EpochSampler(Sampler[EpochRows]):
     strata : ndarray [m], optional
         A label of each row: batches then hold rows of one stratum, and come in random order. A
         stratum of a single row, who has nobody to be told from, is left out.
+    begun : tuple of int
+        An epoch, and how many of its batches are trained already and so not drawn again.
     """
 
     def __init__(
@@ -149,8 +151,9 @@ class EpochSampler(Sampler[EpochRows]):
         rank: int = 0,
         processes: int = 1,
         strata: np.ndarray | None = None,
+        begun: tuple[int, int] = (0, 0),
     ) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.rows, self.seed, self.epoch, self.begun = rows, seed, 0, begun
         self.rank, self.processes = rank, processes
         self.groups = [rows]
         if strata is not None:
@@ -176,7 +179,8 @@ class EpochSampler(Sampler[EpochRows]):
             batches += np.array_split(order, cuts)
         if len(self.groups) > 1:
             batches = [batches[place] for place in random.permutation(len(batches))]
-        for rows in batches:
+        epoch, trained = self.begun
+        for rows in batches[trained if self.epoch == epoch else 0 :]:
             yield EpochRows(self.epoch, np.array_split(rows, self.processes)[self.rank])
 
 
@@ -196,6 +200,12 @@ class GallerySampler(Sampler[EpochRows]):
 
 class AlignData(LightningDataModule):
     """In-memory features for the trainer.
+
+    Attributes
+    ----------
+    begun : tuple of int
+        Where training was interrupted: an epoch, and how many of its batches were trained. It
+        travels in the checkpoint.
 
     Parameters
     ----------
@@ -223,6 +233,16 @@ class AlignData(LightningDataModule):
         self.dataset = dataset
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.batch_size, self.seed, self.strata = batch_size, seed, strata
+        self.begun = (0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where an epoch was interrupted."""
+        return {"begun": list(self.begun)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        epoch, batches = state_dict["begun"]
+        self.begun = (int(epoch), int(batches))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training batches, shuffled anew each epoch."""
@@ -230,7 +250,9 @@ class AlignData(LightningDataModule):
         if self.trainer is not None:
             rank, processes = self.trainer.global_rank, self.trainer.world_size
         strata = None if self.strata is None else self.strata[self.train_rows]
-        sampler = EpochSampler(self.train_rows, self.batch_size, self.seed, rank, processes, strata)
+        sampler = EpochSampler(
+            self.train_rows, self.batch_size, self.seed, rank, processes, strata, self.begun
+        )
         return DataLoader(self.dataset, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:

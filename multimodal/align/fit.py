@@ -4,24 +4,29 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from encoders.errors import InputError, Problem
 from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
 from multimodal.align.data import AlignData, AlignDataset, GallerySampler, SegmentSubsets
+from multimodal.align.interruption import StopRequest
 from multimodal.align.keeping import EpochBar, HistoryRow, Keeper, prepare_folder
+from multimodal.align.loggers import make_loggers
 from multimodal.align.losses import Kinship
 from multimodal.align.module import AlignModule
 from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.align.processes import joined
+from multimodal.align.running import TrainerOptions
 from multimodal.align.warmstart import start_from_cca
 from multimodal.features.tables import BrainFeatures, GeneFeatures
 from projectors.standardise import StandardiserOptions
@@ -66,12 +71,15 @@ def fit(
     kinship: tuple[np.ndarray, np.ndarray] | None = None,
     strata: np.ndarray | None = None,
     confounds: np.ndarray | None = None,
+    running: TrainerOptions | None = None,
+    stop: StopRequest | None = None,
 ) -> FitResult:
     """Fit standardisers and train both towers.
 
     Nothing is learned from test subjects, and validation subjects only choose the epoch. The
     same inputs, options and number of threads give the same weights, bit for bit, on a CPU, also
-    where a fit with an `out_dir` was killed and started again.
+    where a fit with an `out_dir` was killed, or asked to stop, and started again. Several
+    processes (torchrun, srun) call it with the same arguments and get the same result.
 
     Parameters
     ----------
@@ -85,7 +93,7 @@ def fit(
         Regressed out where ``options.residualise``, else not looked at.
     options : AlignOptions
     out_dir : Path, optional
-        Receives ``checkpoints/`` and ``logs/`` (CSV and TensorBoard). None fits in memory.
+        Receives ``checkpoints/`` and ``logs/``. None fits in memory.
     resume : bool
         Go on from ``checkpoints/last.ckpt`` where there is one; False sets it aside.
     progress : bool
@@ -97,9 +105,15 @@ def fit(
         Label of each subject, where ``options.batch_strata``: batches are of one stratum each.
     confounds : ndarray [n, c] of int, optional
         Codes from 0, -1 where unknown, of each of ``options.adversary``.
+    running : TrainerOptions, optional
+        Processes and loggers; one process by default.
+    stop : StopRequest, optional
+        Where signals are noted that ask training to save and stop.
 
     Raises
     ------
+    Interrupted
+        A signal asked for it, and `stop` was given.
     InputError
         Tables that do not belong together, too few unrelated subjects to contrast, missing
         covariates, features that are not finite, or checkpoints of another fit.
@@ -115,7 +129,9 @@ def fit(
         if kinship is not None and options.loss == "soft_target":
             pairs, coefficient = (torch.from_numpy(np.asarray(part)) for part in kinship)
             setting = replace(setting, kinship=Kinship(pairs, coefficient))
-        return _train(setting, options, out_dir, resume, progress)
+        running = running or TrainerOptions()
+        with nullcontext() if stop is None else stop.noting():
+            return _train(setting, options, out_dir, resume, progress, running, stop)
 
 
 @dataclass(frozen=True)
@@ -170,18 +186,17 @@ def _prepare(
 
 
 def _train(
-    setting: _Setting, options: AlignOptions, out_dir: Path | None, resume: bool, progress: bool
+    setting: _Setting,
+    options: AlignOptions,
+    out_dir: Path | None,
+    resume: bool,
+    progress: bool,
+    running: TrainerOptions,
+    stop: StopRequest | None,
 ) -> FitResult:
     """Run the trainer and put the best weights into the aligner."""
     aligner, data = setting.aligner, setting.data
     folder = None if out_dir is None else Path(out_dir) / "checkpoints"
-    checkpoint = None
-    if folder is not None:
-        digests = {
-            "options": options.fingerprint(),
-            "data": _data_fingerprint(data, setting.kinship),
-        }
-        checkpoint = prepare_folder(folder, digests, resume)
     read = data.dataset.confounds
     classes = None if read is None else [max(int(top) + 1, 1) for top in read.max(dim=0).values]
     module = AlignModule(aligner, options, setting.kinship, classes)
@@ -191,23 +206,38 @@ def _train(
         options.patience,
         folder,
         options.checkpoint_every,
+        stop,
     )
-    callbacks: list[Callback] = [keeper, EpochBar()] if progress else [keeper]
-    if options.epochs:
-        trainer = Trainer(
-            max_epochs=options.epochs,
-            accelerator=options.accelerator,
-            devices=1,
-            logger=_loggers(out_dir),
-            callbacks=callbacks,
-            gradient_clip_val=options.gradient_clip,
-            limit_val_batches=None if len(data.validation_rows) else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    with joined(running, options.accelerator) as processes:
+        checkpoint = None
+        if folder is not None:
+            digests = {
+                "options": options.fingerprint(),
+                "data": _data_fingerprint(data, setting.kinship),
+            }
+            prepare = partial(prepare_folder, folder, digests, resume)
+            checkpoint = processes.from_first(prepare)
+        shown: list[Callback] = [EpochBar()] if progress and processes.is_first else []
+        if options.epochs:
+            trainer = Trainer(
+                max_epochs=options.epochs,
+                accelerator=options.accelerator,
+                devices=running.devices,
+                num_nodes=running.num_nodes,
+                strategy=running.strategy,
+                # Who is which process is settled already, be it by torchrun, srun or ourselves.
+                plugins=[LightningEnvironment()],
+                use_distributed_sampler=False,
+                logger=make_loggers(running.logger, Path(out_dir) / "logs") if out_dir else False,
+                callbacks=[keeper, *shown],
+                gradient_clip_val=options.gradient_clip,
+                limit_val_batches=None if len(data.validation_rows) else 0,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     aligner.load_state_dict(keeper.best_weights)
     best = None
     if folder is not None and options.epochs:
@@ -249,15 +279,6 @@ def _untrained_figures(module: AlignModule, data: AlignData) -> HistoryRow:
         "val_loss": float(np.average(losses, weights=sizes)),
         "val_percentile": float(torch.cat(percentiles).mean()),
     }
-
-
-def _loggers(out_dir: Path | None) -> Any:
-    if out_dir is None:
-        return False
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    logs = Path(out_dir) / "logs"
-    return [CSVLogger(logs, name="csv"), TensorBoardLogger(logs, name="tensorboard")]
 
 
 def _data_fingerprint(data: AlignData, kinship: Kinship | None) -> str:

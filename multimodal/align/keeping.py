@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from encoders.errors import InputError, Problem
+from multimodal.align.interruption import Interrupted, StopRequest
 
 HistoryRow = dict[str, float]
 
@@ -17,7 +18,8 @@ HistoryRow = dict[str, float]
 class Keeper(Checkpoint):
     """Keeps the history and the best weights, stops a fit that no longer improves, saves it.
 
-    All of its state travels in the checkpoint, so a resumed fit decides as an undisturbed one.
+    All of its state travels in the checkpoint, so a resumed fit decides as an undisturbed one. Of
+    several processes only the first writes; all must take part.
 
     Parameters
     ----------
@@ -31,6 +33,9 @@ class Keeper(Checkpoint):
         Where ``last.ckpt`` and ``best.ckpt`` go.
     every : int
         Epochs between checkpoints.
+    stop : StopRequest, optional
+        Looked at before each step: where a signal came, to any process, a checkpoint is saved and
+        training ends.
     """
 
     def __init__(
@@ -40,8 +45,9 @@ class Keeper(Checkpoint):
         patience: int | None,
         folder: Path | None,
         every: int,
+        stop: StopRequest | None = None,
     ) -> None:
-        self.patience, self.folder, self.every = patience, folder, every
+        self.patience, self.folder, self.every, self.stop = patience, folder, every, stop
         self.history: list[HistoryRow] = [{"epoch": 0.0, **start}]
         self.best_loss: float | None = start.get("val_loss")
         self.best_epoch = 0
@@ -60,7 +66,22 @@ class Keeper(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not go on with a fit that had already stopped early."""
+        # Decisions are made in every process, and must be the same.
+        self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
+        if self.stop is not None:
+            self.stop.take_over()  # Lightning's own answer to SIGTERM saves nothing
         trainer.should_stop = trainer.should_stop or self.stopped
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end training, where a signal asked for it."""
+        if not self._asked_to_stop(trainer):
+            return
+        if self.folder is not None:
+            trainer.datamodule.begun = (trainer.current_epoch, batch_idx)  # type: ignore[union-attr]
+            save_checkpoint(trainer, self.folder / "last.ckpt")
+        self._end(f"batch {batch_idx} of epoch {trainer.current_epoch + 1}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch, compare it with the best, save."""
@@ -79,10 +100,26 @@ class Keeper(Checkpoint):
             trainer.should_stop = trainer.should_stop or self.stopped
         if self.folder is not None:
             last = epoch == trainer.max_epochs or self.stopped
+            asked = not last and self._asked_to_stop(trainer)
             if loss is not None and better:
                 save_checkpoint(trainer, self.folder / "best.ckpt")
-            if last or epoch % self.every == 0:
+            if last or asked or epoch % self.every == 0:
                 save_checkpoint(trainer, self.folder / "last.ckpt")
+            if asked:
+                self._end(f"epoch {epoch}")
+
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        """Whether a signal came, to this or to another process; the same in each."""
+        if self.stop is None:
+            return False
+        came = self.stop.by is not None
+        return bool(trainer.strategy.reduce_boolean_decision(came, all=False))
+
+    def _end(self, after: str) -> None:
+        by = self.stop.by if self.stop is not None and self.stop.by else "a signal"
+        if self.folder is None:
+            raise Interrupted(by, f"after {after}, of which nothing is saved")
+        raise Interrupted(by, f"training is saved after {after}")
 
 
 class EpochBar(Callback):
@@ -120,9 +157,11 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     """Write a checkpoint in one step: killed at any moment, the old one or the new one is there."""
     temporary = path.with_name(f".{path.name}.tmp")
     trainer.save_checkpoint(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if trainer.is_global_zero:
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    trainer.strategy.barrier()
 
 
 def prepare_folder(folder: Path, fingerprint: dict[str, str], resume: bool) -> Path | None:

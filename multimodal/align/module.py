@@ -1,6 +1,7 @@
 """One training step of the towers, as Lightning wants it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +95,18 @@ class AlignModule(LightningModule):
         self.log("train_loss", self.train_loss.compute(), prog_bar=True)
         self.log("logit_scale", self.logit_scale().detach())
         self.train_loss.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the training loss of an epoch that is not over, of all processes."""
+        with self.train_loss.sync_context():
+            state = self.train_loss.metric_state
+            checkpoint["train_loss"] = {name: value.clone() for name, value in state.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the epoch's training loss, in one of the processes."""
+        if self.global_rank == 0:
+            for name, value in checkpoint.get("train_loss", {}).items():
+                setattr(self.train_loss, name, value.to(self.device))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the towers' parameters, with the learning rate's course by epochs."""

@@ -3,16 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
-from multimodal.align.options import AlignOptions
+from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from multimodal.align.processes import Processes, companions, joined, place, refuse_other_number
+from multimodal.align.running import TrainerOptions
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
@@ -26,26 +31,96 @@ from multimodal.features.store import read_fingerprint
 from multimodal.latent.bundle import write_bundle
 from multimodal.latent.table import Latents, write_latents
 from multimodal.report.provenance import simulation_of
-from multimodal.verbs.console import Stages, say, table
+from multimodal.verbs.align_words import (
+    say_cohort,
+    say_gain,
+    say_if_not_embeddable,
+    say_retrieval,
+    training_words,
+)
+from multimodal.verbs.console import Stages, say
 from multimodal.verbs.encode import encode, preparation
-from multimodal.verbs.labels import training_labels
+from multimodal.verbs.labels import refuse_missing_columns, training_labels
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
 from multimodal.verbs.settings import flag, plain
-from multimodal.verbs.upfront import align_options, evaluate_options, refuse_bad_settings
+from multimodal.verbs.upfront import (
+    align_options,
+    evaluate_options,
+    refuse_bad_settings,
+    trainer_options,
+)
 
 
 def run(config: DictConfig) -> int:
-    """Encode what is missing, train, and leave bundle, latents, split and metrics behind."""
+    """Encode what is missing, train, and leave bundle, latents, split and metrics behind.
+
+    Raises
+    ------
+    SystemExit
+        With `EXIT_INTERRUPTED`, on SIGTERM or SIGUSR1: the same command goes on.
+    """
     refuse_bad_settings(config)
-    stages = Stages()
-    cohort = read_cohort(paths_of_run(config))
-    align(config, cohort, stages)
+    others = companions(
+        trainer_options(config), _accompany, OmegaConf.to_container(config, resolve=True)
+    )
+    stop = StopRequest()
+    try:
+        with stop.listening(), others:
+            _align_as_one_of(config, stop)
+    except Interrupted as interrupted:
+        if place().rank == 0:
+            print(
+                f"genebold align: {interrupted}; the same command goes on from here "
+                f"(exit code {EXIT_INTERRUPTED})",
+                file=sys.stderr,
+            )
+        # Not returned: a sweep is to end here as well.
+        raise SystemExit(EXIT_INTERRUPTED) from None
     return 0
 
 
-def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
-    """Run an alignment as `config` says, and return its metrics."""
+def _accompany(settings: dict[str, Any]) -> None:
+    """Take part as one of the processes that the first one started."""
+    stop = StopRequest()
+    try:
+        with stop.listening():
+            _align_as_one_of(OmegaConf.create(settings), stop)
+    except Interrupted:
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _align_as_one_of(config: DictConfig, stop: StopRequest) -> None:
+    """Read the cohort and align it; only the first of several processes speaks."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere if place().rank else sys.stdout),
+    ):
+        align(config, read_cohort(paths_of_run(config)), Stages(), stop)
+
+
+def align(
+    config: DictConfig, cohort: Cohort, stages: Stages, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Run an alignment as `config` says, and return its metrics.
+
+    Signals that `stop` notes make training save and stop. Other processes than the first only take
+    part in the training, and get no metrics.
+    """
+    running = trainer_options(config)
+    refuse_other_number(place().processes, running)
+    with joined(running, str(config.align.accelerator)) as processes:
+        return _align(config, cohort, stages, running, processes, stop)
+
+
+def _align(
+    config: DictConfig,
+    cohort: Cohort,
+    stages: Stages,
+    running: TrainerOptions,
+    processes: Processes,
+    stop: StopRequest | None,
+) -> dict[str, Any]:
     from multimodal.align.fit import fit
 
     output_dir = Path(config.output_dir)
@@ -53,8 +128,9 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     choices = align_options(plain(config.align))
     resume = flag(config.resume, "resume")
     evaluation = plain(config.evaluation)
-    _say_if_not_embeddable(how)
-    stores = encode(cohort, how, stages)
+    say_if_not_embeddable(how)
+    refuse_missing_columns(cohort.participants, choices)
+    stores = processes.from_first(lambda: encode(cohort, how, stages))
     joint = join(cohort, stores["dna"], stores["brain"], float(config.split.kinship_threshold))
     split = draw_split(config, joint, list(evaluation["strata"]))
     values = split.to_numpy().astype(str)
@@ -64,7 +140,7 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
     if choices.residualise:
         coding = CovariateCoding.fit(people, list(config.covariates), train)
     covariates = coding.matrix(people) if coding else None
-    _say_cohort(joint, values)
+    say_cohort(joint, values)
     identity = digest_of(
         choices.as_dict(),
         how.genome,
@@ -73,14 +149,16 @@ def align(config: DictConfig, cohort: Cohort, stages: Stages) -> dict[str, Any]:
         split.to_dict(),
         [read_fingerprint(store) for store in stores.values()],
     )
-    before = _set_aside_other(output_dir, identity)
-    write_split(split, output_dir / "split.tsv")
-    with stages.stage("align", f"{len(train)} training subjects, {_training(choices)}"):
+    before = processes.from_first(lambda: _begin(output_dir, identity, split))
+    with stages.stage("align", f"{len(train)} training subjects, {training_words(choices)}"):
         fitted = fit(
             joint.gene, joint.brain, values, joint.components, covariates, choices,
-            out_dir=output_dir, resume=resume, **training_labels(joint, choices, train),
+            out_dir=output_dir, resume=resume, running=running, stop=stop,
+            **training_labels(joint, choices, train),
         )  # fmt: skip
-    _say_gain(fitted.history, fitted.best_epoch, choices)
+    if not processes.is_first:
+        return {}
+    say_gain(fitted.history, fitted.best_epoch, choices)
     with stages.stage("held out", "retrieval among the test subjects"):
         gene = fitted.aligner.embed_genes(joint.gene, covariates)
         brain = fitted.aligner.embed_brains(joint.brain, covariates)
@@ -227,69 +305,16 @@ def describe_cohort(joint: Joint, split: np.ndarray) -> dict[str, Any]:
     return counts
 
 
-def say_retrieval(metrics: dict[str, Any]) -> None:
-    """Print the table of retrieval against its null."""
-    if "permutation" not in metrics:
-        say("no test subjects: nothing was tested; `genebold evaluate` cross-fits")
-        return
-    rows: list[list[Any]] = []
-    reasons: dict[str, None] = {}
-    blocks = {"genome": metrics, **metrics.get("controls", {})}
-    for name, block in blocks.items():
-        for gallery, test in block["permutation"].items():
-            found = [block["retrieval"][gallery][way] for way in ("gene_to_brain", "brain_to_gene")]
-            recall = [part.get("recall@1") for part in found]
-            chance = (found[0].get("chance") or {}).get("recall@1")
-            mean = None if None in recall else float(np.mean(recall))
-            row = [name.replace("_", " "), gallery, test["n"], test["statistic"], mean, chance]
-            rows.append([*row, "-" if test["p"] is None else f"{test['p']:.4f}"])
-            if test.get("reason"):
-                reasons[f"{gallery}: {test['reason']}"] = None
-    header = ["gene side", "gallery", "subjects", "percentile", "recall@1", "by chance", "p"]
-    say()
-    say(table(rows, header))
-    for reason in reasons:
-        say(reason)
-    say()
-
-
-def _say_cohort(joint: Joint, split: np.ndarray) -> None:
-    parts = ", ".join(f"{(split == name).sum()} {name}" for name in ("train", "validation", "test"))
-    alone = joint.only_gene + joint.only_brain
-    left = f"; {alone} with one side only are left out" if alone else ""
-    say(f"{'cohort':<10} {len(split)} participants with both sides ({parts}){left}")
-
-
-_STARTS = {"cca": "the CCA start", "random": "the random start"}
-
-
-def _training(choices: AlignOptions) -> str:
-    if choices.epochs:
-        return f"up to {choices.epochs} epochs"
-    return f"no training (align.epochs=0): the towers stay at {_STARTS[choices.start]}"
-
-
-def _say_gain(history: pd.DataFrame, best_epoch: int, choices: AlignOptions) -> None:
-    """Say what the training added to the start, by the subjects who choose the epoch."""
-    if "val_percentile" not in history or history["val_percentile"].isna().all():
-        if choices.epochs:
-            say(f"{'':<10} no validation subjects: the last epoch is kept")
-        return
-    percentiles = history.set_index("epoch")["val_percentile"]
-    last = int(percentiles.index.max())
-    start = f"validation percentile {percentiles.loc[0]:.3f} at {_STARTS[choices.start]}"
-    if not choices.epochs:
-        say(f"{'':<10} {start}")
-    elif best_epoch == 0:
-        say(f"{'':<10} {start}, which is kept: none of {last} epochs lowered the validation loss")
-    else:
-        kept = f"{percentiles.loc[best_epoch]:.3f} at the kept epoch, {best_epoch} of {last}"
-        say(f"{'':<10} {start}, {kept}")
-
-
 def _is_evaluated(output_dir: Path) -> bool:
     file = output_dir / "metrics.json"
     return file.is_file() and "reference_genome" in json.loads(file.read_text()).get("controls", {})
+
+
+def _begin(output_dir: Path, identity: str, split: pd.Series) -> str | None:
+    """Make the output folder ready and return the identity of what lies there, if anything."""
+    before = _set_aside_other(output_dir, identity)
+    write_split(split, output_dir / "split.tsv")
+    return before
 
 
 def _set_aside_other(output_dir: Path, identity: str) -> str | None:
@@ -319,15 +344,6 @@ _RESULTS = (
     "bundle", "checkpoints", "run.json", "metrics.json", "latents.parquet", "history.csv",
     "split.tsv", "report.html",
 )  # fmt: skip
-
-
-def _say_if_not_embeddable(how: Preparation) -> None:
-    for side, section in (("dna", how.dna), ("brain", how.brain)):
-        if "_target_" in section:
-            say(
-                f"note: {side} comes by _target_; it aligns and evaluates, but `embed` will "
-                "need it installed under an entry point in the group 'genebold.encoders'"
-            )
 
 
 def _public_section(section: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:

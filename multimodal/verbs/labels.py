@@ -3,10 +3,41 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from encoders.errors import InputError, Problem
 from multimodal.align.options import AlignOptions
 from multimodal.cohort.strata import strata_labels
 from multimodal.verbs.pipeline import Joint
+
+
+def refuse_missing_columns(people: pd.DataFrame, choices: AlignOptions) -> None:
+    """Look for the columns that training will ask for, before anything costly is done.
+
+    Parameters
+    ----------
+    people : DataFrame
+        The cohort's participants.
+    choices : AlignOptions
+
+    Raises
+    ------
+    InputError
+        Each column of ``align.batch_strata`` and ``align.adversary`` that there is not.
+    """
+    problems: list[Problem] = []
+    for name in ("batch_strata", "adversary"):
+        for key in getattr(choices, name):
+            try:
+                strata_labels(people, [key], np.arange(len(people)))
+            except InputError as error:
+                known = ", ".join(map(str, people.columns))
+                found = "; ".join(problem.found for problem in error.problems)
+                fix = f"add it to the table, or take it out of align.{name}"
+                where = f"align.{name}={key}"
+                problems.append(Problem("strata-column", where, found, f"one of {known}", fix))
+    if problems:
+        raise InputError(problems)
 
 
 def training_labels(joint: Joint, choices: AlignOptions, train_rows: np.ndarray) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
 from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.align.running import TrainerOptions
 from multimodal.bold.options import BoldOptions
 from multimodal.evaluate.summary import EvaluateOptions
 from multimodal.features.options import GenomeOptions
@@ -104,6 +105,7 @@ def refuse_bad_settings(config: DictConfig) -> None:
     collect("genome", lambda values: options(GenomeOptions, values, "genome"))
     collect("bold", lambda values: options(BoldOptions, values, "bold"))
     collect("align", align_options)
+    collect("trainer", lambda values: options(TrainerOptions, values, "trainer"))
     collect("split", lambda values: options(SplitOptions, values, "split"))
     collect("evaluation", evaluate_options)
     collect("evaluation", lambda values: _chosen(_Course, values, "evaluation"))
@@ -148,6 +150,11 @@ def align_options(section: dict[str, Any]) -> AlignOptions:
     if problems:
         raise InputError(problems)
     return choices
+
+
+def trainer_options(config: DictConfig) -> TrainerOptions:
+    """Return the ``trainer`` section as options; the defaults where there is none."""
+    return options(TrainerOptions, plain(config.get("trainer")), "trainer")
 
 
 def evaluate_options(evaluation: dict[str, Any]) -> EvaluateOptions:

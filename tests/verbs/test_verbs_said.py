@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from multimodal.align.options import AlignOptions
-from multimodal.verbs.align import _say_gain, _training, say_retrieval
+from multimodal.verbs.align_words import say_gain, say_retrieval, training_words
 from multimodal.verbs.sweep import CompareRuns
 
 REASON = "all 4 strata have fewer than 5 unrelated members in their fold"
@@ -31,19 +31,19 @@ def history(*percentiles: float) -> pd.DataFrame:
 
 
 def test_training_is_compared_with_its_start(capsys: pytest.CaptureFixture[str]) -> None:
-    _say_gain(history(0.61, 0.6, 0.625), 2, AlignOptions())
+    say_gain(history(0.61, 0.6, 0.625), 2, AlignOptions())
     line = capsys.readouterr().out.strip()
     assert line == ("validation percentile 0.610 at the CCA start, 0.625 at the kept epoch, 2 of 2")
-    _say_gain(history(0.61, 0.6), 0, AlignOptions(start="random"))
+    say_gain(history(0.61, 0.6), 0, AlignOptions(start="random"))
     assert "0.610 at the random start, which is kept: none of 1" in capsys.readouterr().out
-    _say_gain(pd.DataFrame({"epoch": [0.0, 1.0]}), 1, AlignOptions())
+    say_gain(pd.DataFrame({"epoch": [0.0, 1.0]}), 1, AlignOptions())
     assert "no validation subjects" in capsys.readouterr().out
 
 
-def test_no_epochs_are_called_no_training() -> None:
-    assert "no training (align.epochs=0)" in _training(AlignOptions(epochs=0))
-    assert "CCA start" in _training(AlignOptions(epochs=0))
-    assert _training(AlignOptions(epochs=7)) == "up to 7 epochs"
+def test_no_epochs_are_called_notraining_words() -> None:
+    assert "no training (align.epochs=0)" in training_words(AlignOptions(epochs=0))
+    assert "CCA start" in training_words(AlignOptions(epochs=0))
+    assert training_words(AlignOptions(epochs=7)) == "up to 7 epochs"
 
 
 def test_a_test_not_made_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,193 @@
+"""Asked to stop, a fit saves and ends; started again, it ends where an undisturbed one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from synthetic_world import make_world
+
+from multimodal.align.aligner import Aligner
+from multimodal.align.fit import FitResult, fit
+from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from multimodal.align.module import AlignModule
+from multimodal.align.options import AlignOptions, SideOptions
+from multimodal.align.running import TrainerOptions
+
+# Five batches an epoch, of dropout, of segments drawn anew, and of one stratum each.
+OPTIONS = AlignOptions(
+    epochs=4,
+    hidden_dim=32,
+    latent_dim=16,
+    patience=None,
+    batch_size=16,
+    augment_segments=True,
+    batch_strata=("site",),
+)
+STEPS = 20
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+
+
+def train(
+    out_dir: Path | None,
+    stop: StopRequest | None = None,
+    running: TrainerOptions | None = None,
+    *,
+    dropout: float = 0.5,
+    **changes: Any,
+) -> FitResult:
+    gene, brain = make_world(subjects=100)
+    split = np.array(["train"] * 70 + ["validation"] * 30)
+    strata = np.array(["leeds", "oxford"])[np.arange(100) % 2]
+    side = SideOptions(dropout=dropout)
+    options = replace(OPTIONS, gene=side, brain=side, **changes)
+    return fit(
+        gene, brain, split, np.arange(100), None, options,
+        out_dir=out_dir, progress=False, strata=strata, running=running, stop=stop,
+    )  # fmt: skip
+
+
+def assert_same(found: FitResult, expected: FitResult) -> None:
+    assert found.history.equals(expected.history)
+    assert found.best_epoch == expected.best_epoch
+    for name, value in expected.aligner.state_dict().items():
+        assert torch.equal(found.aligner.state_dict()[name], value), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> FitResult:
+    return train(None)
+
+
+def send_at_steps(patch: pytest.MonkeyPatch, when: dict[int, signal.Signals]) -> None:
+    """Send this process a signal in the middle of each of some steps, counted over restarts."""
+    step, plain = 0, AlignModule.training_step
+
+    def counted(self: AlignModule, *batch: object) -> torch.Tensor:
+        nonlocal step
+        step += 1
+        if step in when:
+            os.kill(os.getpid(), when[step])
+        return plain(self, *batch)  # type: ignore[arg-type]
+
+    patch.setattr(AlignModule, "training_step", counted)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_fit_that_was_asked_to_stop_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: FitResult, every: int
+) -> None:
+    points = np.random.default_rng(every).choice(np.arange(1, STEPS), 4, replace=False)
+    # The end of an epoch, and its beginning.
+    points = np.union1d(points, [5, 6])
+    when = {int(point): SIGNALS[place % 2] for place, point in enumerate(points)}
+    send_at_steps(monkeypatch, when)
+    stops = []
+    for _ in range(len(when) + 1):
+        stop = StopRequest()
+        try:
+            with stop.listening():
+                found = train(tmp_path, stop, checkpoint_every=every)
+            break
+        except Interrupted as interrupted:
+            stops.append(str(interrupted))
+            assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert len(stops) == len(when)
+    assert stops[0].startswith("stopped by SIGTERM: training is saved after ")
+    assert_same(found, undisturbed)
+
+
+def test_a_signal_in_the_last_step_ends_a_finished_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: FitResult
+) -> None:
+    send_at_steps(monkeypatch, {STEPS: signal.SIGUSR1})
+    stop = StopRequest()
+    with pytest.raises(Interrupted, match="SIGUSR1"), stop.listening():
+        train(tmp_path, stop)
+    assert_same(train(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_outside_training_a_signal_ends_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name), StopRequest().listening():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_signals_wait_for_whoever_takes_over() -> None:
+    stop = StopRequest()
+    seen: list[str | None] = []
+
+    def train() -> None:
+        with stop.listening(), stop.noting():
+            signal.signal(signal.SIGTERM, lambda *_: seen.append("by another"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(stop.by)
+            stop.take_over()
+            seen.append(stop.by)
+
+    with pytest.raises(Interrupted):
+        train()
+    assert seen == [None, "SIGTERM"]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_align_interruption import train
+from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+stop = StopRequest()
+try:
+    with stop.listening():
+        print("ready", flush=True)
+        result = train(Path({out!r}), stop, epochs=40)
+except Interrupted:
+    sys.exit(EXIT_INTERRUPTED)
+result.aligner.save({out!r} + "/towers.safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
+def test_ten_signals_at_random_moments_change_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    random = np.random.default_rng(int(number))
+    ended = EXIT_INTERRUPTED if number != signal.SIGKILL else -signal.SIGKILL
+    towers = tmp_path / "towers.safetensors"
+    sent = finished = 0
+    while sent < 10:
+        # Where it finished before its signal, or because of SIGKILLs never gets far, begin anew.
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(random.uniform(0.0, 1.2))
+        process.send_signal(number)
+        code = process.wait()
+        assert code in (0, ended)
+        sent += code == ended
+        finished += code == 0
+        assert finished < 20
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = train(None, epochs=40)
+    finally:
+        torch.set_num_threads(threads)
+    resumed = Aligner.load(whole.aligner.config(), towers)
+    for name, value in whole.aligner.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
