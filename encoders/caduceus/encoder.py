@@ -125,9 +125,10 @@ class CaduceusEncoder(DnaEncoder):
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def _pool(self, ids: Tensor, weights: Tensor | None) -> Tensor:
-        if can_stream(self.backbone, ids.shape[1]):
-            wide = torch.ones(ids.shape) if weights is None else weights
-            return pool_streamed(self.backbone, ids, self.complement_map, wide)
+        learnt = weights is not None and weights.requires_grad and torch.is_grad_enabled()
+        if not learnt and can_stream(self.backbone, ids.shape[1]):
+            shares = torch.ones_like(ids) if weights is None else weights
+            return pool_streamed(self.backbone, ids, self.complement_map, shares)
         return pool_bases(self._run(ids), torch.ones_like(ids, dtype=torch.bool), weights)
 
     def _run(self, ids: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class MixerModel(nn.Module):
         self, embeddings: Float[Tensor, "batch length width"]
     ) -> Float[Tensor, "batch length width"]:
         """Return the last hidden state for embedded tokens."""
-        if self.recompute_layers and torch.is_grad_enabled() and embeddings.itemsize >= 4:
+        rounded = embeddings.itemsize < 4 or torch.is_autocast_enabled(embeddings.device.type)
+        if self.recompute_layers and torch.is_grad_enabled() and not rounded:
             return self._finish(self._add_up(embeddings), None)
         hidden, residual = embeddings, None
         for layer in self.layers:

@@ -9,7 +9,7 @@ So every product is taken once, and a stream needs its residual and two buffers 
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
 from encoders.caduceus.model import CaduceusForMaskedLM
-from encoders.mamba import LayerNorm, Mamba, Reading, RMSNorm, at_least_float32
+from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
 from encoders.selective_scan import backend_for
 from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
 
@@ -45,7 +45,7 @@ def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
         Of the windows, in bases.
     """
     first = next(network.parameters())
-    wide = at_least_float32(torch.empty(0, dtype=first.dtype)).dtype
+    wide = torch.promote_types(first.dtype, torch.float32)
     if first.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -65,19 +65,20 @@ def streams(network: CaduceusForMaskedLM) -> bool:
         for block in network.modules()
         if isinstance(block, BiMamba)
     )
-    whole = at_least_float32(torch.empty(0, dtype=dtype)).dtype == dtype
-    return added and (whole or config.residual_in_fp32 or not config.fused_add_norm)
+    whole = torch.promote_types(dtype, torch.float32) == dtype
+    return added and (whole or (config.residual_in_fp32 and config.fused_add_norm))
+
+
+_OWN_KINDS = (nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, nn.ModuleDict)
 
 
 def _is_changed(network: CaduceusForMaskedLM) -> bool:
     """Tell whether layers have hooks, or are others than those the network was built with."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Embedding)
     for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return True
-        if isinstance(module, kinds) and type(module) not in kinds:
-            return True
-        if isinstance(module, Mamba) and type(module.in_proj) is not nn.Linear:
+        kind = type(module)
+        if kind not in _OWN_KINDS and not kind.__module__.startswith("encoders."):
             return True
     return False
 
@@ -90,7 +91,8 @@ def pool_streamed(
 ) -> Float[Tensor, "batch dim strand"]:
     """Weighted mean of the last hidden states of windows of equal length, for both strands.
 
-    For inference. Memory is that of the longest streams in flight: 1,280 numbers a base and stream
+    For inference. Calls from several threads wait for one another: each uses all of torch's
+    threads. Memory is that of the longest streams in flight: 1,280 numbers a base and stream
     at published size, two threads to a stream where windows are long.
 
     Parameters
@@ -126,15 +128,19 @@ def pool_streamed(
     table = table.flip(-1) if turned else table
     keeps_wide = network.config.residual_in_fp32
 
+    stop = threading.Event()
+
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
         embedded = F.embedding(tokens, table)
-        stream = _Stream(at_least_float32(embedded) if keeps_wide else embedded, table.dtype)
+        embedded = at_least_float32(embedded) if keeps_wide else embedded
+        stream = _Stream(embedded, table.dtype, stop)
         for layer in layers:
             stream.run(layer, helper)
         return stream.pool(last_norm, share)
 
-    pooled = _run_all(run, jobs, paired=length >= LONG and len(layers[0].readers) == 2)
+    two_way = len(layers[0].readers) == 2
+    pooled = _run_all(run, jobs, stop, two_way=two_way, long=length >= LONG)
     strands = [torch.cat(pooled[strand::2]) for strand in range(2)]
     total = weights.to(strands[0].dtype).sum(dim=1)
     return torch.stack(strands, dim=-1) / total[:, None, None]
@@ -279,6 +285,10 @@ def _prepare(network: CaduceusForMaskedLM, folds: bool) -> tuple[list[_Layer], _
 # ---- streams
 
 
+class _StoppedError(Exception):
+    """Something else failed: the other reader of a stream, another stream, or the caller."""
+
+
 @dataclass
 class _Claims:
     """Which tiles of a layer a reader has come to, and which it has left."""
@@ -286,17 +296,20 @@ class _Claims:
     changed: threading.Condition
     come: set[int]
     left: set[int]
+    stop: threading.Event
     failed: bool = False
 
     def claim(self, tile: int) -> bool:
         """Return whether nobody came before; else wait until that reader has left."""
+        if self.stop.is_set():
+            raise _StoppedError
         with self.changed:
             if tile not in self.come:
                 self.come.add(tile)
                 return True
             self.changed.wait_for(lambda: tile in self.left or self.failed)
             if self.failed:
-                raise RuntimeError("the other reader of this stream failed")
+                raise _StoppedError
             return False
 
     def leave(self, tile: int) -> None:
@@ -320,9 +333,10 @@ class _Claims:
 class _Stream:
     """One strand of a few windows of equal length, [R, L, D]."""
 
-    def __init__(self, residual: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, residual: Tensor, dtype: torch.dtype, stop: threading.Event) -> None:
         self.residual = residual
         self.dtype = dtype
+        self.stop = stop
         rows, self.length = residual.shape[:2]
         self.tile = self.length if rows > 1 else TILE
         self.inner = residual.new_empty(0)
@@ -339,7 +353,7 @@ class _Stream:
         if self.inner.shape != shape:
             self.inner = self.residual.new_empty(shape, dtype=self.dtype)
             self.mixed = torch.empty_like(self.inner)
-        claims = _Claims(threading.Condition(), set(), set())
+        claims = _Claims(threading.Condition(), set(), set(), self.stop)
         if helper is None or len(layer.readers) == 1:
             for reader in reversed(layer.readers):
                 self._walk(layer, reader, claims)
@@ -347,8 +361,13 @@ class _Stream:
         other = helper.submit(self._walk, layer, layer.readers[1], claims)
         try:
             self._walk(layer, layer.readers[0], claims)
-        finally:
-            other.result()
+        except _StoppedError:
+            other.result()  # if that is why, its own error
+            raise
+        except BaseException:
+            wait([other])
+            raise
+        other.result()
 
     def _walk(self, layer: _Layer, reader: _Reader, claims: _Claims) -> None:
         with torch.inference_mode(), claims.released_on_failure():
@@ -386,18 +405,24 @@ class _Stream:
         return total
 
 
+# Held while workers run: they set the number of torch's threads, partly for the whole process.
+_ALONE = threading.Lock()
+
+
 def _run_all(
     run: Callable[[tuple[Tensor, Tensor], ThreadPoolExecutor | None], Tensor],
     jobs: list[tuple[Tensor, Tensor]],
+    stop: threading.Event,
     *,
-    paired: bool,
+    two_way: bool,
+    long: bool,
 ) -> list[Tensor]:
     """Run all jobs on as many threads as torch has; each of them computes by itself."""
     threads = torch.get_num_threads()
     if threads == 1:
         with torch.inference_mode():
             return [run(job, None) for job in jobs]
-    paired = paired or len(jobs) < threads
+    paired = two_way and (long or len(jobs) < threads)
     at_once = max(1, threads // 2) if paired else threads
 
     def alone() -> None:
@@ -409,16 +434,27 @@ def _run_all(
 
     try:
         with (
+            _ALONE,
             ThreadPoolExecutor(at_once, "genebold-stream", alone) as workers,
             ThreadPoolExecutor(at_once, "genebold-reader", alone) as helpers,
         ):
             helper = helpers if paired else None
             futures = [workers.submit(work, job, helper) for job in jobs]
             try:
-                return [future.result() for future in futures]
-            finally:
+                return _results(futures)
+            except BaseException:
+                stop.set()
                 for future in futures:
                     future.cancel()
+                raise
     finally:
         # A thread's own number is the whole process' for some libraries.
         torch.set_num_threads(threads)
+
+
+def _results(futures: list[Future[Tensor]]) -> list[Tensor]:
+    """Return all results, or raise the first error without waiting for what still runs."""
+    ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in ended:
+        future.result()
+    return [future.result() for future in futures]

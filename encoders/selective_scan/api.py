@@ -122,6 +122,8 @@ def _check_shapes(
 ) -> None:
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(f"u wants [B, L, D] and A [D, N]; got {list(u.shape)}, {list(A.shape)}")
+    if delta_weight is not None and delta_weight.shape[-1] == 0:
+        raise ValueError("delta_weight [D, R] wants a rank R of one at least")
     batch, length, channels = u.shape
     rank = channels if delta_weight is None else delta_weight.shape[-1]
     wanted = {"delta": (batch, length, rank), "A": (channels, A.shape[1])}

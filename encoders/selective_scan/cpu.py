@@ -20,6 +20,11 @@ GROUP = 256
 _NEW = torch.library.custom_op
 
 
+def _new(*shape: int) -> Tensor:
+    """Return memory for a kernel: float32 here, whatever torch's defaults have been set to."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="genebold-scan")
@@ -166,9 +171,9 @@ def scan(
     """
     u, low, B, C = map(rowwise, (u, low, B, C))
     weight, bias, A, D = dense(weight), dense(bias), A.float().contiguous(), dense(D)
-    y = torch.empty(u.shape, dtype=torch.float32)
+    y = _new(*u.shape)
     tiles = _tiles(u.shape[1]) if keep else 0
-    kept = torch.empty(u.shape[0], tiles, A.shape[1], u.shape[2])
+    kept = _new(u.shape[0], tiles, A.shape[1], u.shape[2])
     whole = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
     whole.y = SequenceView.of(y)
     whole.kept = address(kept) if keep else None
@@ -217,10 +222,15 @@ def scan_backward(
     weight, bias, A, D = dense(weight), dense(bias), A.float().contiguous(), dense(D)
     rows, length, channels = u.shape
     states = A.shape[1]
-    grad_u, grad_step = torch.empty(u.shape), torch.empty(u.shape)
+    if kept.shape[1] != _tiles(length):
+        raise RuntimeError(
+            "the scan was run without gradients in mind and kept no states to go back from; "
+            "run it with inputs that require gradients"
+        )
+    grad_u, grad_step = _new(*u.shape), _new(*u.shape)
     groups = -(-channels // GROUP)
-    grad_b_c = torch.empty(groups, rows, length, 2 * states)
-    grad_a, grad_skip = torch.empty(rows, states, channels), torch.empty(rows, channels)
+    grad_b_c = _new(groups, rows, length, 2 * states)
+    grad_a, grad_skip = _new(rows, states, channels), _new(rows, channels)
     forward = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
     forward.kept = address(kept)
     whole = library.ScanBackward(
@@ -301,7 +311,7 @@ scan.register_autograd(_scan_gradients, setup_context=_save_scan)
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     """Convolve and apply SiLU as `selective_scan.convolve_silu`, in float32; 8 taps at most."""
     x, weight, bias = rowwise(x), weight.float().contiguous(), dense(bias)
-    y = torch.empty(x.shape)
+    y = _new(*x.shape)
     whole = convolution_arguments(x, weight, bias, reverse)
     whole.y = SequenceView.of(y)
     _run("convolve", whole, x.shape, (x, weight, bias, y), _wide_group(x.shape[0], x.shape[2]))
@@ -313,15 +323,15 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
-@_NEW("genebold::cpuconvolve_backward", mutates_args=(), device_types="cpu")
+@_NEW("genebold::cpu_convolve_backward", mutates_args=(), device_types="cpu")
 def convolve_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_y, x = rowwise(grad_y), rowwise(x)
     weight, bias = weight.float().contiguous(), dense(bias)
     rows, _, channels = x.shape
-    grad_x = torch.empty(x.shape)
-    grad_weight, grad_bias = torch.empty(rows, *weight.shape), torch.empty(rows, channels)
+    grad_x = _new(*x.shape)
+    grad_weight, grad_bias = _new(rows, *weight.shape), _new(rows, channels)
     whole = convolution_arguments(x, weight, bias, reverse)
     whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
     whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)

@@ -57,7 +57,7 @@ def convolve_tile(
     from encoders.selective_scan import cpu
 
     read, weight, bias = cpu.rowwise(read), weight.float().contiguous(), cpu.dense(bias)
-    y = torch.empty(x.shape[0], end - start, x.shape[2])
+    y = torch.empty(x.shape[0], end - start, x.shape[2], dtype=torch.float32, device="cpu")
     arguments = cpu.convolution_arguments(read[:, mine], weight, bias, reverse)
     arguments.row_end, arguments.channel_end = x.shape[0], x.shape[2]
     arguments.y, arguments.before = SequenceView.of(y), before
@@ -101,7 +101,7 @@ def scan_tile(
         values = (u, delta, A, B, C, D, delta_weight, delta_bias)
         if u.dtype == into.dtype == torch.float32 and into.stride(-1) == 1:
             return _scan_native(*values, state, reverse, into, add, gate)
-        y = torch.empty(u.shape)
+        y = torch.empty(u.shape, dtype=torch.float32, device="cpu")
         _scan_native(*values, state, reverse, y, False, None)
         return _put(y.to(u.dtype), into, add, gate)
     wide = state.dtype
@@ -158,6 +158,7 @@ def _scan_native(
     u, delta, B, C = (cpu.rowwise(values) for values in (u, delta, B, C))
     weight, bias, D = (cpu.dense(values) for values in (weight, bias, D))
     A = A.float().contiguous()
+    assert state.is_contiguous(), "a state lies densely"
     gate = None if gate is None else cpu.rowwise(gate)
     arguments = cpu.scan_arguments(u, delta, weight, bias, A, B, C, D, True, reverse)
     arguments.row_end, arguments.channel_end = u.shape[0], u.shape[2]
@@ -195,7 +196,7 @@ def norm_tile(
             return F.layer_norm(x, weight.shape, weight, bias, eps)
         scaled = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
         return scaled if bias is None else scaled + bias
-    y = torch.empty(x.shape)
+    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     arguments = library.Norm(
         rows=x.shape[0],
