@@ -79,7 +79,8 @@ class Keeper(Checkpoint):
         if not self._asked_to_stop(trainer):
             return
         if self.folder is not None:
-            trainer.datamodule.begun = (trainer.current_epoch, batch_idx)  # type: ignore[union-attr]
+            data: Any = getattr(trainer, "datamodule")  # noqa: B009  # set by fit, not declared
+            data.begun = (trainer.current_epoch, batch_idx)
             save_checkpoint(trainer, self.folder / "last.ckpt")
         self._end(f"batch {batch_idx} of epoch {trainer.current_epoch + 1}")
 

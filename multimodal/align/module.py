@@ -100,7 +100,9 @@ class AlignModule(LightningModule):
         """Keep the training loss of an epoch that is not over, of all processes."""
         with self.train_loss.sync_context():
             state = self.train_loss.metric_state
-            checkpoint["train_loss"] = {name: value.clone() for name, value in state.items()}
+            checkpoint["train_loss"] = {
+                name: value.clone() for name, value in state.items() if isinstance(value, Tensor)
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the epoch's training loss, in one of the processes."""

@@ -18,6 +18,7 @@ from encoders.errors import InputError, Problem
 from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 from multimodal.align.processes import Processes, companions, joined, place, refuse_other_number
 from multimodal.align.running import TrainerOptions
+from multimodal.bold.bids import find_runs
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
@@ -26,9 +27,11 @@ from multimodal.cohort.tsv import read_table
 from multimodal.evaluate.summary import Evaluated, evaluate_latents
 from multimodal.evaluate.unmatched import without_matching
 from multimodal.features.encode import DOSAGE
-from multimodal.features.read import read_dosage_variants
+from multimodal.features.read import read_dosage_variants, stored_participants
 from multimodal.features.store import read_fingerprint
 from multimodal.latent.bundle import write_bundle
+from multimodal.latent.card import public_metrics
+from multimodal.latent.scans import describe_scans
 from multimodal.latent.table import Latents, write_latents
 from multimodal.report.provenance import simulation_of
 from multimodal.verbs.align_words import (
@@ -373,6 +376,8 @@ def _manifest(
     prints = {side: read_fingerprint(store) for side, store in stores.items()}
     if paths.regions is None:
         raise InputError(Problem("cohort-path", "cohort.regions", "no file", "a BED file"))
+    if paths.bold is None:
+        raise InputError(Problem("cohort-path", "cohort.bold", "no folder", "scans"))
     sides = {
         side: _public_section(record[side], prints[side]["encoder"]) for side in ("dna", "brain")
     }
@@ -388,5 +393,13 @@ def _manifest(
         "covariates": coding.as_dict() if coding else None,
         "align": record["align"],
         "training": {name: metrics["cohort"][name] for name in public},
-        "metrics": {"permutation": metrics.get("permutation", {})},
+        "scans": describe_scans(
+            find_runs(
+                paths.bold,
+                stored_participants(stores["brain"]),
+                space=record["bold"]["space"],
+                task=record["bold"]["task"],
+            )
+        ),
+        "metrics": public_metrics(metrics),
     }

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from encoders.errors import InputError
-from multimodal.align.options import AlignOptions
+from multimodal.align.options import _OPTIONS_OF_A_LOSS, AlignOptions
+from multimodal.align.running import TrainerOptions
 from multimodal.bold.options import BoldOptions
 from multimodal.cli import VERBS, _flags_first, config_dir, main, usage
 from multimodal.evaluate.summary import EvaluateOptions
@@ -58,6 +59,7 @@ def test_every_verb_has_a_config_that_resolves(verb: str) -> None:
     ("section", "cls"),
     [
         (lambda: composed("align")["align"], AlignOptions),
+        (lambda: composed("align")["trainer"], TrainerOptions),
         (lambda: composed("align")["bold"], BoldOptions),
         (lambda: composed("align")["genome"], GenomeOptions),
         (lambda: composed("align")["evaluation"], EvaluateOptions),
@@ -71,8 +73,13 @@ def test_configs_say_the_defaults_of_the_options(section: Any, cls: type) -> Non
         default = getattr(cls(), field.name)
         if dataclasses.is_dataclass(default):
             default = dataclasses.asdict(default)  # type: ignore[arg-type]
-        written = found[field.name]
+        written = found[field.name] if field.name in found else of_its_loss(field.name)
         assert (tuple(written) if isinstance(default, tuple) else written) == default, field.name
+
+
+def of_its_loss(name: str) -> Any:
+    """Return a setting that only one loss has, as that loss' config writes it."""
+    return composed("align", f"loss={_OPTIONS_OF_A_LOSS[name]}")["align"][name]
 
 
 def test_experiments_compose() -> None:

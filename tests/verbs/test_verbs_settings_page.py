@@ -28,7 +28,7 @@ def test_every_setting_is_explained(verb: str) -> None:
 def test_groups_are_those_that_a_verb_uses() -> None:
     assert "Groups" not in page("report")
     assert "brain: fc, brainlm_nystromformer" in page("align")
-    assert "trainer" not in page("align")  # a group of one choice is none
+    assert "trainer: default" not in page("align")  # a group of one choice is none
     assert "brain:" not in page("evaluate")
 
 
