@@ -262,7 +262,7 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
 #pragma GCC unroll 16
   for (int n = 0; n < STATES; n++) {
     grad[n] = load(carry + n * LANES);
-    sum_a[n] = load(grad_a + n * LANES);
+    sum_a[n] = (Vec){};  // a tile's own sum first: fewer roundings over a long sequence
   }
   for (int64_t j = length - 1; j >= 0; j--) {
     const int64_t t = s.reverse ? length - 1 - j : j;
@@ -292,7 +292,7 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
 #pragma GCC unroll 16
   for (int n = 0; n < STATES; n++) {
     store(carry + n * LANES, grad[n]);
-    store(grad_a + n * LANES, sum_a[n]);
+    store(grad_a + n * LANES, load(grad_a + n * LANES) + sum_a[n]);
   }
 }
 
