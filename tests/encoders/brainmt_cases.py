@@ -83,7 +83,11 @@ def trace(backbone: BrainMT, volumes: Tensor) -> dict[str, Tensor]:
     entering: list[Tensor] = []
 
     def keep(name: str) -> Any:
-        return lambda _module, _inputs, output: found.__setitem__(name, output)
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            # The stem takes the frames of a large segment in several calls.
+            found[name] = torch.cat([found[name], output]) if name in found else output
+
+        return hook
 
     def keep_layer(index: int) -> Any:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
