@@ -225,8 +225,7 @@ def _train(
                 devices=running.devices,
                 num_nodes=running.num_nodes,
                 strategy=running.strategy,
-                # Who is which process is settled already, be it by torchrun, srun or ourselves.
-                plugins=[LightningEnvironment()],
+                plugins=[_Settled()],
                 use_distributed_sampler=False,
                 logger=make_loggers(running.logger, Path(out_dir) / "logs") if out_dir else False,
                 callbacks=[keeper, *shown],
@@ -243,6 +242,17 @@ def _train(
     if folder is not None and options.epochs:
         best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
     return FitResult(aligner.cpu().eval(), pd.DataFrame(keeper.history), keeper.best_epoch, best)
+
+
+class _Settled(LightningEnvironment):
+    """Who is which process is settled before the fit, and stays so after it.
+
+    torchrun, srun or `companions` said it in the environment; Lightning would take the number of
+    processes out of it at the end, after which each would hold itself for the only one.
+    """
+
+    def teardown(self) -> None:
+        """Leave the environment alone."""
 
 
 def tower_options(options: AlignOptions, side: str) -> TowerOptions:
