@@ -1,29 +1,35 @@
 """Caduceus' pooled features, tile by tile: no hidden state of a whole layer is ever held.
 
 Each strand of a window is a stream of its own, kept in one orientation from the first layer to the
-last; a layer that sees it flipped (see `_Layer`) has flipped weights instead. In a layer two
-readers walk the stream, one from either end. The first to come to a tile projects it, convolves
-and scans; the second adds its own scan, gates, projects back and adds to the residual, in place.
-So every product is taken once, and a stream needs its residual and two buffers of the inner width.
+last; a layer that sees it flipped has flipped weights instead (`encoders.caduceus.stream_layers`).
+In a layer two readers walk the stream, one from either end. The first to come to a tile projects
+it, convolves and scans; the second adds its own scan, gates, projects back and adds to the
+residual, in place. So every product is taken once, and a stream needs its residual and two buffers
+of the inner width.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
+from encoders.caduceus.layers import BiMamba
 from encoders.caduceus.model import CaduceusForMaskedLM
-from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
+from encoders.caduceus.stream_layers import (
+    InputNorm,
+    Reader,
+    StreamLayer,
+    embedding_of,
+    prepare_layers,
+)
+from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
-from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
 
 TILE = 512
 # Windows from here on are read by two threads from both ends, so that half as many are in memory.
@@ -112,7 +118,7 @@ def pool_streamed(
         In float32 at least; as `CaduceusEncoder.forward`.
     """
     folds = network.config.rcps and network.config.fused_add_norm
-    layers, last_norm = _prepare(network, folds)
+    layers, last_norm = prepare_layers(network, folds=folds)
     turned = folds and len(layers) % 2 == 1
     length = input_ids.shape[1]
     rows = max(1, TILE // length)
@@ -124,7 +130,7 @@ def pool_streamed(
         pair = (other.flip(1), ids.flip(1)) if turned else (ids, other)
         for strand, tokens in enumerate(pair):
             jobs.append((tokens, share.flip(1) if strand else share))
-    table = _embedding(network).weight
+    table = embedding_of(network).weight
     table = table.flip(-1) if turned else table
     keeps_wide = network.config.residual_in_fp32
 
@@ -144,145 +150,6 @@ def pool_streamed(
     strands = [torch.cat(pooled[strand::2]) for strand in range(2)]
     total = weights.to(strands[0].dtype).sum(dim=1)
     return torch.stack(strands, dim=-1) / total[:, None, None]
-
-
-def _embedding(network: CaduceusForMaskedLM) -> nn.Embedding:
-    words = network.caduceus.backbone.embeddings["word_embeddings"]
-    embedding = words if isinstance(words, nn.Embedding) else words.embedding
-    assert isinstance(embedding, nn.Embedding)
-    return embedding
-
-
-# ---- weights
-
-
-@cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Tell whether this CPU has products in a reduced precision that are faster than float32's."""
-    if dtype != torch.bfloat16:
-        return False
-    known: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
-    found = known() if known is not None else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
-
-
-def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
-    return weight.detach().flip(axis) if flipped else weight.detach()
-
-
-class _Product:
-    """A linear map; its weights are held in the type that this CPU multiplies fastest."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        dtype = weight.dtype
-        exact = dtype in (torch.float32, torch.float64) or _multiplies(dtype)
-        self.inner = dtype if exact else torch.float32
-        self.weight = weight.to(self.inner).contiguous()
-        self.bias = None if bias is None else bias.to(self.inner)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.inner), self.weight, self.bias).to(x.dtype)
-
-
-class _Norm:
-    """The norm on the way into a layer, from a residual to the arithmetic's own type."""
-
-    def __init__(self, norm: RMSNorm | LayerNorm, dtype: torch.dtype, flipped: bool) -> None:
-        self.dtype = dtype
-        self.eps = norm.eps
-        bias = norm.bias if isinstance(norm, LayerNorm) else None
-        self.centre = bias is not None
-        self.weight = at_least_float32(_turned(norm.weight, 0, flipped))
-        self.bias = None if bias is None else at_least_float32(_turned(bias, 0, flipped))
-
-    def __call__(self, residual: Tensor) -> Tensor:
-        x = at_least_float32(residual)
-        return norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre).to(self.dtype)
-
-
-class _Reader:
-    """One reading direction of a Mamba block."""
-
-    def __init__(self, reading: Reading, *, reverse: bool) -> None:
-        dtype = reading.x_proj.weight.dtype
-        self.reverse = reverse
-        self.taps, self.taps_bias = reading.conv1d.weight[:, 0], reading.conv1d.bias
-        self.projection = _Product(reading.x_proj.weight)
-        self.A = -torch.exp(at_least_float32(reading.A_log))
-        self.D = reading.D
-        self.rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
-        self.steps_weight: Tensor | None = reading.dt_proj.weight
-        self.steps_bias = reading.dt_proj.bias
-        self.steps: _Product | None = None
-        if self.A.dtype != dtype:
-            # Upstream rounds the projected time steps; in full precision the scan projects them.
-            self.steps, self.steps_weight = _Product(reading.dt_proj.weight), None
-
-    def start(self, rows: int) -> Tensor:
-        """Return the state before anything was read."""
-        return self.A.new_zeros(rows, self.states, self.A.shape[0])
-
-    def read(
-        self, u: Tensor, start: int, end: int, state: Tensor, into: Tensor, *,
-        add: bool, gate: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Convolve and scan one tile of u [R, L, I]; see `scan_tile`."""
-        x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse)
-        low, B, C = self.projection(x).split([self.rank, self.states, self.states], dim=-1)
-        if self.steps is not None:
-            low = self.steps(low)
-        scan_tile(
-            x, low, self.A, B, C, self.D, state,
-            delta_weight=self.steps_weight, delta_bias=self.steps_bias, reverse=self.reverse,
-            into=into, add=add, gate=gate,
-        )  # fmt: skip
-
-
-class _Layer:
-    """One layer's weights, flipped where the stream lies flipped before it.
-
-    With RC parameter sharing every fused layer exchanges the strands' halves, that is, it sees the
-    other strand flipped along channels and positions. Two such layers undo one another, so that on
-    every second one, counted from the last, the weights are flipped: the norm's, the columns of
-    the first product and the rows of the last; and the two directions are exchanged.
-    """
-
-    def __init__(self, norm: RMSNorm | LayerNorm, mixer: BiMamba, flipped: bool) -> None:
-        mamba = mixer.mamba_fwd
-        inner = mamba.out_proj.in_features
-        first = _turned(mamba.in_proj.weight, 1, flipped)
-        last = _turned(mamba.out_proj.weight, 0, flipped)
-        last_bias = None
-        if mamba.out_proj.bias is not None:
-            last_bias = _turned(mamba.out_proj.bias, 0, flipped)
-        biases: Sequence[Tensor | None] = (None, None)
-        if mamba.in_proj.bias is not None:
-            biases = mamba.in_proj.bias.split(inner)
-        self.norm = _Norm(norm, first.dtype, flipped)
-        self.inner = inner
-        self.inputs = _Product(first[:inner], biases[0])
-        self.gate = _Product(first[inner:], biases[1])
-        self.outputs = _Product(last, last_bias)
-        self.readers = [_Reader(mamba.readings[0], reverse=flipped)]
-        if mixer.mamba_rev is not None:
-            self.readers.append(_Reader(mixer.mamba_rev.readings[0], reverse=not flipped))
-
-
-def _prepare(network: CaduceusForMaskedLM, folds: bool) -> tuple[list[_Layer], _Norm]:
-    backbone = network.caduceus.backbone
-    count = len(backbone.layers)
-    layers = []
-    for index, block in enumerate(backbone.layers):
-        assert isinstance(block, Block | RcBlock)
-        mixer = block.mixer.submodule if isinstance(block, RcBlock) else block.mixer
-        assert isinstance(mixer, BiMamba)
-        flipped = folds and (count - 1 - index) % 2 == 1
-        layers.append(_Layer(bare_norm(block.norm), mixer, flipped))
-    dtype = _embedding(network).weight.dtype
-    return layers, _Norm(bare_norm(backbone.norm_f), dtype, flipped=False)
-
-
-# ---- streams
 
 
 class _StoppedError(Exception):
@@ -347,7 +214,7 @@ class _Stream:
         """Number of tiles."""
         return -(-self.length // self.tile)
 
-    def run(self, layer: _Layer, helper: ThreadPoolExecutor | None) -> None:
+    def run(self, layer: StreamLayer, helper: ThreadPoolExecutor | None) -> None:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
         if self.inner.shape != shape:
@@ -369,18 +236,25 @@ class _Stream:
             raise
         other.result()
 
-    def _walk(self, layer: _Layer, reader: _Reader, claims: _Claims) -> None:
+    def _walk(self, layer: StreamLayer, reader: Reader, claims: _Claims) -> None:
         with torch.inference_mode(), claims.released_on_failure():
             state = reader.start(len(self.residual))
+            alone = len(layer.readers) == 1
             order = range(self.tiles)
             for tile in reversed(order) if reader.reverse else order:
-                alone = len(layer.readers) == 1
                 first = claims.claim(tile)
                 self._visit(layer, reader, tile, state, first=first, last=alone or not first)
                 claims.leave(tile)
 
     def _visit(
-        self, layer: _Layer, reader: _Reader, tile: int, state: Tensor, *, first: bool, last: bool
+        self,
+        layer: StreamLayer,
+        reader: Reader,
+        tile: int,
+        state: Tensor,
+        *,
+        first: bool,
+        last: bool,
     ) -> None:
         start = tile * self.tile
         end = min(start + self.tile, self.length)
@@ -394,7 +268,7 @@ class _Stream:
         if last:
             self.residual[:, where] += layer.outputs(mixed)
 
-    def pool(self, norm: _Norm, weights: Tensor) -> Tensor:
+    def pool(self, norm: InputNorm, weights: Tensor) -> Tensor:
         """Return the weighted sum over the positions, [R, D]."""
         total: Tensor | float = 0.0
         for start in range(0, self.length, self.tile):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from encoders.selective_scan import library
+from encoders.selective_scan.convolution_gradients import differentiate_convolution
 from encoders.selective_scan.library import SequenceView, address
 
 GROUP = 256
@@ -365,16 +366,4 @@ def convolution_arguments(
     )
 
 
-def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.reverse = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _convolution_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = convolve_backward(grad_y, x, weight, bias, ctx.reverse)
-    kept = None if bias is None else grad_bias.to(bias.dtype)
-    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), kept, None
-
-
-convolve.register_autograd(_convolution_gradients, setup_context=_save_convolution)
+differentiate_convolution(convolve, convolve_backward)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encoders.selective_scan import triton_convolution, triton_kernels
+from encoders.selective_scan.convolution_gradients import differentiate_convolution
 
 # Positions in a program's registers; and channels, one a thread.
 TILE, WIDTH = 16, 128
@@ -328,16 +329,4 @@ def _(
     return grad_x, grad_weight, grad_bias
 
 
-def _save_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.reverse = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _convolution_gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = convolve_backward(grad_y, x, weight, bias, ctx.reverse)
-    kept = None if bias is None else grad_bias.to(bias.dtype)
-    return grad_x.to(x.dtype), grad_weight.to(weight.dtype), kept, None
-
-
-convolve.register_autograd(_convolution_gradients, setup_context=_save_convolution)
+differentiate_convolution(convolve, convolve_backward)

@@ -23,7 +23,7 @@ def kinship_pairs(cohort: Cohort, threshold: float = THIRD_DEGREE) -> np.ndarray
     ndarray [pairs, 2] int64
         Rows of ``cohort.participants``.
     """
-    related = cohort.kinship[cohort.kinship["kinship"] >= threshold]
+    related = _related(cohort, threshold)
     people = cohort.participants.index
     pairs = [people.get_indexer(pd.Index(related[name])) for name in ("id1", "id2")]
     return np.stack(pairs, axis=1).astype(np.int64)
@@ -45,12 +45,16 @@ def kinship_table(cohort: Cohort, threshold: float = THIRD_DEGREE) -> tuple[np.n
     coefficient : ndarray [pairs] float64
         The largest that the table has of a pair.
     """
-    related = cohort.kinship[cohort.kinship["kinship"] >= threshold]
+    related = _related(cohort, threshold)
     pairs = np.sort(kinship_pairs(cohort, threshold), axis=1)
     distinct, place = np.unique(pairs, axis=0, return_inverse=True)
     coefficient = np.full(len(distinct), -np.inf)
     np.maximum.at(coefficient, place.reshape(-1), related["kinship"].to_numpy(dtype=np.float64))
     return distinct.reshape(-1, 2), coefficient
+
+
+def _related(cohort: Cohort, threshold: float) -> pd.DataFrame:
+    return cohort.kinship[cohort.kinship["kinship"] >= threshold]
 
 
 def components(cohort: Cohort, threshold: float = THIRD_DEGREE) -> np.ndarray:

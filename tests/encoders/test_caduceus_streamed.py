@@ -9,6 +9,7 @@ import torch
 from encoders import load_encoder
 from encoders.base import pool_bases
 from encoders.caduceus import streamed
+from encoders.caduceus.stream_layers import Reader
 from encoders.caduceus.streamed import can_stream, pool_streamed, streams
 from encoders.selective_scan import library
 
@@ -128,14 +129,14 @@ def test_bfloat16_stays_near_float32() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_failing_reader_stops_the_other(count, threads, monkeypatch) -> None:
     monkeypatch.setattr(streamed, "TILE", 16)
-    read = streamed._Reader.read
+    read = Reader.read
 
     def fail(self, u, start, *others, **options) -> None:
         if self.reverse and start == 48:
             raise ValueError("a fault half way")
         read(self, u, start, *others, **options)
 
-    monkeypatch.setattr(streamed._Reader, "read", fail)
+    monkeypatch.setattr(Reader, "read", fail)
     threads(count)
     encoder = small("ph", "float64")
     with pytest.raises(ValueError, match="half way"):

@@ -1,0 +1,157 @@
+"""Caduceus' layers as `encoders.caduceus.streamed` runs them: weights folded, a tile at a time."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
+from encoders.caduceus.model import CaduceusForMaskedLM
+from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
+from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
+
+
+def embedding_of(network: CaduceusForMaskedLM) -> nn.Embedding:
+    """Return the embedding of a network, out of its wrapper if it has one."""
+    words = network.caduceus.backbone.embeddings["word_embeddings"]
+    embedding = words if isinstance(words, nn.Embedding) else words.embedding
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Tell whether this CPU has products in a reduced precision that are faster than float32's."""
+    if dtype != torch.bfloat16:
+        return False
+    known: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
+    found = known() if known is not None else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
+    return weight.detach().flip(axis) if flipped else weight.detach()
+
+
+class Product:
+    """A linear map; its weights are held in the type that this CPU multiplies fastest."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        dtype = weight.dtype
+        exact = dtype in (torch.float32, torch.float64) or _multiplies(dtype)
+        self.inner = dtype if exact else torch.float32
+        self.weight = weight.to(self.inner).contiguous()
+        self.bias = None if bias is None else bias.to(self.inner)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.inner), self.weight, self.bias).to(x.dtype)
+
+
+class InputNorm:
+    """The norm on the way into a layer, from a residual to the arithmetic's own type."""
+
+    def __init__(self, norm: RMSNorm | LayerNorm, dtype: torch.dtype, flipped: bool) -> None:
+        self.dtype = dtype
+        self.eps = norm.eps
+        bias = norm.bias if isinstance(norm, LayerNorm) else None
+        self.centre = bias is not None
+        self.weight = at_least_float32(_turned(norm.weight, 0, flipped))
+        self.bias = None if bias is None else at_least_float32(_turned(bias, 0, flipped))
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        x = at_least_float32(residual)
+        return norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre).to(self.dtype)
+
+
+class Reader:
+    """One reading direction of a Mamba block."""
+
+    def __init__(self, reading: Reading, *, reverse: bool) -> None:
+        dtype = reading.x_proj.weight.dtype
+        self.reverse = reverse
+        self.taps, self.taps_bias = reading.conv1d.weight[:, 0], reading.conv1d.bias
+        self.projection = Product(reading.x_proj.weight)
+        self.A = -torch.exp(at_least_float32(reading.A_log))
+        self.D = reading.D
+        self.rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
+        self.steps_weight: Tensor | None = reading.dt_proj.weight
+        self.steps_bias = reading.dt_proj.bias
+        self.steps: Product | None = None
+        if self.A.dtype != dtype:
+            # Upstream rounds the projected time steps; in full precision the scan projects them.
+            self.steps, self.steps_weight = Product(reading.dt_proj.weight), None
+
+    def start(self, rows: int) -> Tensor:
+        """Return the state before anything was read."""
+        return self.A.new_zeros(rows, self.states, self.A.shape[0])
+
+    def read(
+        self, u: Tensor, start: int, end: int, state: Tensor, into: Tensor, *,
+        add: bool, gate: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Convolve and scan one tile of u [R, L, I]; see `scan_tile`."""
+        x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse)
+        low, B, C = self.projection(x).split([self.rank, self.states, self.states], dim=-1)
+        if self.steps is not None:
+            low = self.steps(low)
+        scan_tile(
+            x, low, self.A, B, C, self.D, state,
+            delta_weight=self.steps_weight, delta_bias=self.steps_bias, reverse=self.reverse,
+            into=into, add=add, gate=gate,
+        )  # fmt: skip
+
+
+class StreamLayer:
+    """One layer's weights, flipped where the stream lies flipped before it.
+
+    With RC parameter sharing every fused layer exchanges the strands' halves, that is, it sees the
+    other strand flipped along channels and positions. Two such layers undo one another, so that on
+    every second one, counted from the last, the weights are flipped: the norm's, the columns of
+    the first product and the rows of the last; and the two directions are exchanged.
+    """
+
+    def __init__(self, norm: RMSNorm | LayerNorm, mixer: BiMamba, flipped: bool) -> None:
+        mamba = mixer.mamba_fwd
+        inner = mamba.out_proj.in_features
+        first = _turned(mamba.in_proj.weight, 1, flipped)
+        last = _turned(mamba.out_proj.weight, 0, flipped)
+        last_bias = None
+        if mamba.out_proj.bias is not None:
+            last_bias = _turned(mamba.out_proj.bias, 0, flipped)
+        biases: Sequence[Tensor | None] = (None, None)
+        if mamba.in_proj.bias is not None:
+            biases = mamba.in_proj.bias.split(inner)
+        self.norm = InputNorm(norm, first.dtype, flipped)
+        self.inner = inner
+        self.inputs = Product(first[:inner], biases[0])
+        self.gate = Product(first[inner:], biases[1])
+        self.outputs = Product(last, last_bias)
+        self.readers = [Reader(mamba.readings[0], reverse=flipped)]
+        if mixer.mamba_rev is not None:
+            self.readers.append(Reader(mixer.mamba_rev.readings[0], reverse=not flipped))
+
+
+def prepare_layers(
+    network: CaduceusForMaskedLM, *, folds: bool
+) -> tuple[list[StreamLayer], InputNorm]:
+    """Return the layers of a network, and its last norm.
+
+    Parameters
+    ----------
+    network : CaduceusForMaskedLM
+    folds : bool
+        Whether its layers exchange the strands' halves; see `StreamLayer`.
+    """
+    backbone = network.caduceus.backbone
+    count = len(backbone.layers)
+    layers = []
+    for index, block in enumerate(backbone.layers):
+        assert isinstance(block, Block | RcBlock)
+        mixer = block.mixer.submodule if isinstance(block, RcBlock) else block.mixer
+        assert isinstance(mixer, BiMamba)
+        flipped = folds and (count - 1 - index) % 2 == 1
+        layers.append(StreamLayer(bare_norm(block.norm), mixer, flipped))
+    dtype = embedding_of(network).weight.dtype
+    return layers, InputNorm(bare_norm(backbone.norm_f), dtype, flipped=False)
