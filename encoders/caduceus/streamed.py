@@ -28,6 +28,7 @@ from encoders.caduceus.stream_layers import (
     embedding_of,
     prepare_layers,
 )
+from encoders.large_pages import in_large_pages
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
@@ -138,8 +139,9 @@ def pool_streamed(
 
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
-        embedded = F.embedding(tokens, table)
-        embedded = at_least_float32(embedded) if keeps_wide else embedded
+        kind = at_least_float32(table[:0]).dtype if keeps_wide else table.dtype
+        embedded = in_large_pages(table.new_empty((*tokens.shape, table.shape[1]), dtype=kind))
+        embedded.copy_(F.embedding(tokens, table))
         stream = _Stream(embedded, table.dtype, stop)
         for layer in layers:
             stream.run(layer, helper)
@@ -218,8 +220,8 @@ class _Stream:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
         if self.inner.shape != shape:
-            self.inner = self.residual.new_empty(shape, dtype=self.dtype)
-            self.mixed = torch.empty_like(self.inner)
+            self.inner = in_large_pages(self.residual.new_empty(shape, dtype=self.dtype))
+            self.mixed = in_large_pages(torch.empty_like(self.inner))
         claims = _Claims(threading.Condition(), set(), set(), self.stop)
         if helper is None or len(layer.readers) == 1:
             for reader in reversed(layer.readers):

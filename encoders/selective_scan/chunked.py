@@ -138,7 +138,8 @@ def backward(
     grad_y: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, dt, A, B and C."""
-    gx, gdt, gA, gB, gC = (tensor.new_zeros(tensor.shape) for tensor in (x, dt, A, B, C))
+    gx, gdt = x.new_empty(x.shape), dt.new_empty(dt.shape)
+    gA, gB, gC = (tensor.new_zeros(tensor.shape) for tensor in (A, B, C))
     grad_state = starts
     last = starts.shape[0] - 1
     for part in _parts(x, A.shape[1], backwards=True):
@@ -168,9 +169,10 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.set_materialize_grads(False)  # zeros for the starts, for nothing
 
 
-def _gradients(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_y: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return (*backward(grad_y, *ctx.saved_tensors), None)
 
 
@@ -224,16 +226,18 @@ def _run_backward(
     steps = zip(reversed(grads.each[:-1]), reversed(decay.each[1:]), strict=True)
     for inputs, factor in steps:
         following = torch.addcmul(inputs, factor, following, out=inputs)
-    gC = (states.whole @ grad_y.unsqueeze(-1)).squeeze(-1)
-    gB = (grads.whole @ block.x.unsqueeze(-1)).squeeze(-1)
+    # Products and sums: as matrix products with single vectors the same numbers take far longer.
+    product = _SCRATCH.take("product", states.whole.shape, block.x).whole
+    gC = torch.mul(states.whole, grad_y.unsqueeze(-2), out=product).sum(dim=-1)
+    gB = torch.mul(grads.whole, block.x.unsqueeze(-2), out=product).sum(dim=-1)
     gx = (block.B.unsqueeze(-2) @ grads.whole).squeeze(-2)
     if grad_start is None:
         grad_start = (grads.each[0] * decay.each[0])[:, 0]
     exponent = decay.whole.mul_(grads.whole)
     exponent[0] *= tile_starts
     exponent[1:] *= states.whole[:-1]
-    gA = torch.einsum("krtnc,krtc->nc", exponent, block.dt)
-    gdt = torch.einsum("krtnc,nc->krtc", exponent, block.A)
+    gdt = torch.mul(exponent, block.A, out=product).sum(dim=-2)
+    gA = exponent.mul_(block.dt.unsqueeze(-2)).sum(dim=(0, 1, 2))
     return gx, gdt, gA, gB, gC, grad_start
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encoders.large_pages import in_large_pages
 from encoders.selective_scan import library
 from encoders.selective_scan.convolution_gradients import differentiate_convolution
 from encoders.selective_scan.library import SequenceView, address
@@ -23,7 +24,7 @@ _NEW = torch.library.custom_op
 
 def _new(*shape: int) -> Tensor:
     """Return memory for a kernel: float32 here, whatever torch's defaults have been set to."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return in_large_pages(torch.empty(shape, dtype=torch.float32, device="cpu"))
 
 
 @cache
@@ -285,9 +286,10 @@ def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     u, low, weight, bias, A, B, C, D, activate, reverse, _ = inputs
     ctx.save_for_backward(u, low, weight, bias, A, B, C, D, output[1])
     ctx.activate, ctx.reverse = activate, reverse
+    ctx.set_materialize_grads(False)  # zeros for the kept states, as large as u, for nothing
 
 
-def _scan_gradients(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _scan_gradients(ctx: Any, grad_y: Tensor, _: None) -> tuple[Tensor | None, ...]:
     u, low, weight, bias, A, B, C, D, kept = ctx.saved_tensors
     grad_u, step, grad_a, grad_b, grad_c, grad_d = scan_backward(
         grad_y, u, low, weight, bias, A, B, C, D, kept, ctx.activate, ctx.reverse

@@ -244,9 +244,10 @@ def _(
 def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.activate, ctx.reverse, ctx.walk = inputs
     ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)  # zeros for the starts, as large as u, for nothing
 
 
-def _scan_gradients(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _scan_gradients(ctx: Any, grad_y: Tensor, _: None) -> tuple[Tensor | None, ...]:
     u, low, bias, A, B, C, D, starts = ctx.saved_tensors
     grad_u, step, grad_a, grad_b, grad_c, grad_d = scan_backward(
         grad_y, u, low, bias, A, B, C, D, starts, ctx.activate, ctx.reverse, ctx.walk
