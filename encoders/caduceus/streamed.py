@@ -73,7 +73,7 @@ def streams(network: CaduceusForMaskedLM) -> bool:
         if isinstance(block, BiMamba)
     )
     whole = torch.promote_types(dtype, torch.float32) == dtype
-    return added and (whole or (config.residual_in_fp32 and config.fused_add_norm))
+    return added and (whole or config.fused_add_norm)
 
 
 _OWN_KINDS = (nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, nn.ModuleDict)
@@ -133,16 +133,16 @@ def pool_streamed(
             jobs.append((tokens, share.flip(1) if strand else share))
     table = embedding_of(network).weight
     table = table.flip(-1) if turned else table
-    keeps_wide = network.config.residual_in_fp32
+    wide = torch.promote_types(table.dtype, torch.float32)
+    rounds = wide != table.dtype and not network.config.residual_in_fp32
 
     stop = threading.Event()
 
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
-        kind = at_least_float32(table[:0]).dtype if keeps_wide else table.dtype
-        embedded = in_large_pages(table.new_empty((*tokens.shape, table.shape[1]), dtype=kind))
+        embedded = in_large_pages(table.new_empty((*tokens.shape, table.shape[1]), dtype=wide))
         embedded.copy_(F.embedding(tokens, table))
-        stream = _Stream(embedded, table.dtype, stop)
+        stream = _Stream(embedded, table.dtype, stop, rounds=rounds)
         for layer in layers:
             stream.run(layer, helper)
         return stream.pool(last_norm, share)
@@ -200,10 +200,17 @@ class _Claims:
 
 
 class _Stream:
-    """One strand of a few windows of equal length, [R, L, D]."""
+    """One strand of a few windows of equal length, [R, L, D].
 
-    def __init__(self, residual: Tensor, dtype: torch.dtype, stop: threading.Event) -> None:
+    With `rounds` the residual is kept in `dtype`, but for its last summand: norms see the sum
+    before it is rounded, as in upstream's fused kernels.
+    """
+
+    def __init__(
+        self, residual: Tensor, dtype: torch.dtype, stop: threading.Event, *, rounds: bool
+    ) -> None:
         self.residual = residual
+        self.rounds = rounds
         self.dtype = dtype
         self.stop = stop
         rows, self.length = residual.shape[:2]
@@ -268,7 +275,10 @@ class _Stream:
         mixed = self.mixed[:, where]
         reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate)
         if last:
-            self.residual[:, where] += layer.outputs(mixed)
+            residual = self.residual[:, where]
+            if self.rounds:
+                residual.copy_(residual.to(self.dtype))
+            residual += layer.outputs(mixed)
 
     def pool(self, norm: InputNorm, weights: Tensor) -> Tensor:
         """Return the weighted sum over the positions, [R, D]."""

@@ -115,15 +115,20 @@ def test_neighbours_in_a_batch_change_little() -> None:
     assert worst(together[3:4], alone) < 1e-6
 
 
-def test_bfloat16_stays_near_float32() -> None:
+@pytest.mark.parametrize("in_fp32", [True, False])
+@pytest.mark.parametrize("variant", ["ps", "ps_layer_norm", "ph", "ps_one_way"])
+def test_bfloat16_stays_near_float32(variant: str, in_fp32: bool) -> None:
     ids, weights = windows(2, 60)
-    wanted = plain(small("ps", "float32"), ids, weights)
-    encoder = small("ps", "bfloat16")
+    wanted = plain(small(variant, "float32"), ids, weights)
+    encoder = make(variant, "bfloat16", residual_in_fp32=in_fp32)
+    assert streams(encoder.backbone)
     found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
     assert found.dtype == torch.float32
-    off = worst(found, wanted)
-    assert off < 1.5 * worst(plain(encoder, ids, weights), wanted)
-    assert off < 0.05
+    own = plain(encoder, ids, weights)
+    rounding = worst(own, wanted)
+    assert rounding < 0.05
+    assert worst(found, own) < rounding
+    assert worst(found, wanted) < 1.5 * rounding
 
 
 @pytest.mark.parametrize("count", [1, 2])
