@@ -82,7 +82,7 @@ def _die_at_step(world: Path, out: Path, step: int, number: int) -> None:
     run(embed_config(world, out))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
 def test_killed_runs_resume_to_the_same_latents(
     world: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
