@@ -1,7 +1,7 @@
 """Caduceus as a `DnaEncoder`: windows in, both strands' features out."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -93,13 +93,15 @@ class CaduceusEncoder(DnaEncoder):
             False after.
         """
         hidden: Tensor | None = None
-        for rows, size in _runs(_window_lengths(input_ids, mask)):
-            states = self._run(input_ids[rows, :size])
-            if states.shape[:2] == input_ids.shape:
-                return states
-            if hidden is None:
-                hidden = states.new_zeros(*input_ids.shape, *states.shape[2:])
-            hidden[rows, :size] = states
+        lengths = _window_lengths(input_ids, mask)
+        for size in lengths.unique().tolist():
+            for rows in _rows_of(lengths, size, _rows_at_once(size)):
+                states = self._run(input_ids[rows, :size])
+                if states.shape[:2] == input_ids.shape:
+                    return states
+                if hidden is None:
+                    hidden = states.new_zeros(*input_ids.shape, *states.shape[2:])
+                hidden[rows, :size] = states
         assert hidden is not None
         return hidden
 
@@ -118,15 +120,18 @@ class CaduceusEncoder(DnaEncoder):
         lengths = _window_lengths(input_ids, mask)
         check_pooling_weights(mask, weights)
         order, pooled = [], []
-        for rows, size in _runs(lengths):
-            part = None if weights is None else weights[rows, :size]
-            pooled.append(self._pool(input_ids[rows, :size], part))
-            order.append(rows)
+        learnt = weights is not None and weights.requires_grad and torch.is_grad_enabled()
+        for size in lengths.unique().tolist():
+            streams = not learnt and can_stream(self.backbone, size)
+            # Streams bound their memory themselves, by the threads that torch has.
+            for rows in _rows_of(lengths, size, len(lengths) if streams else _rows_at_once(size)):
+                part = None if weights is None else weights[rows, :size]
+                pooled.append(self._pool(input_ids[rows, :size], part, streams=streams))
+                order.append(rows)
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
-    def _pool(self, ids: Tensor, weights: Tensor | None) -> Tensor:
-        learnt = weights is not None and weights.requires_grad and torch.is_grad_enabled()
-        if not learnt and can_stream(self.backbone, ids.shape[1]):
+    def _pool(self, ids: Tensor, weights: Tensor | None, *, streams: bool) -> Tensor:
+        if streams:
             shares = torch.ones_like(ids) if weights is None else weights
             return pool_streamed(self.backbone, ids, self.complement_map, shares)
         return pool_bases(self._run(ids), torch.ones_like(ids, dtype=torch.bool), weights)
@@ -155,12 +160,13 @@ def _window_lengths(ids: Tensor, mask: Tensor) -> Tensor:
     return lengths
 
 
-def _runs(lengths: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Give the rows that run together, and their length: no padding, a bounded number of tokens."""
-    for size in lengths.unique().tolist():
-        rows = (lengths == size).nonzero()[:, 0]
-        for some in rows.split(max(1, _TOKENS_AT_ONCE // size)):
-            yield some, size
+def _rows_of(lengths: Tensor, size: int, at_once: int) -> tuple[Tensor, ...]:
+    """Return the rows of one length, which need no padding, in parts."""
+    return (lengths == size).nonzero()[:, 0].split(at_once)
+
+
+def _rows_at_once(size: int) -> int:
+    return max(1, _TOKENS_AT_ONCE // size)
 
 
 def load_caduceus(

@@ -216,3 +216,20 @@ def test_callers_in_several_threads_get_what_they_asked_for(threads) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda batch: pool_streamed(encoder.backbone, *batch), batches))
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
+def test_a_batch_streams_as_a_whole(monkeypatch) -> None:
+    """Its windows share torch's threads, however few tokens the plain path takes at once."""
+    encoder = small("ps", "float32")
+    monkeypatch.setattr("encoders.caduceus.encoder._TOKENS_AT_ONCE", 1)
+    calls = []
+
+    def counted(network, ids, *others) -> torch.Tensor:
+        calls.append(list(ids.shape))
+        return pool_streamed(network, ids, *others)
+
+    monkeypatch.setattr("encoders.caduceus.encoder.pool_streamed", counted)
+    with torch.no_grad():
+        encoder(*encoder.tokenize(["ACGTN", "GATTACA", "CCCCC"]))
+    assert calls == [[2, 5], [1, 7]]
