@@ -14,6 +14,7 @@ from encoders.caduceus.streamed import can_stream, pool_streamed, streams
 from encoders.selective_scan import library
 
 SMALL = {"d_model": 12, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
+INNER = 2 * SMALL["d_model"]
 VARIANTS = {
     "ps": {"rcps": True},
     "ps_even": {"rcps": True, "n_layer": 4},
@@ -84,7 +85,7 @@ def threads():
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 2), (2, 33), (1, 100)])
 def test_it_is_the_pooled_network(variant, dtype, rows, length, monkeypatch) -> None:
-    monkeypatch.setattr(streamed, "TILE", 16)
+    monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
     encoder = small(variant, dtype)
     assert streams(encoder.backbone)
     ids, weights = windows(rows, length)
@@ -95,7 +96,7 @@ def test_it_is_the_pooled_network(variant, dtype, rows, length, monkeypatch) -> 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("long", [1, 10**6])
 def test_threads_change_no_bit(count, long, threads, monkeypatch) -> None:
-    monkeypatch.setattr(streamed, "TILE", 16)
+    monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
     encoder = small("ps", "float32")
     ids, weights = windows(2, 150)
     threads(1)
@@ -133,7 +134,7 @@ def test_bfloat16_stays_near_float32(variant: str, in_fp32: bool) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_failing_reader_stops_the_other(count, threads, monkeypatch) -> None:
-    monkeypatch.setattr(streamed, "TILE", 16)
+    monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
     read = Reader.read
 
     def fail(self, u, start, *others, **options) -> None:
