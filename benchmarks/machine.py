@@ -27,15 +27,19 @@ def describe_machine() -> str:
 
 
 def describe_commit() -> str:
-    """Return the commit checked out here in words, and whether files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--dirty= with changes"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return f"commit {found.stdout.strip()}" if found.returncode == 0 else "no commit"
+    """Return the commit checked out here in words, and whether code differs from it."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    if commit is None:
+        return "no commit"
+    # Tables of an hour ago are no other code.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    return f"commit {commit}{' with changes' if changed else ''}"
+
+
+def _git(*words: str) -> str | None:
+    folder = Path(__file__).parent
+    found = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=folder)
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def matrix_rate_gflops(dtype: str = "float32", *, repeats: int = 7) -> float:

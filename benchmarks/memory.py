@@ -76,7 +76,8 @@ class _Kept:
                 self.found[name, mode] = found
 
     def add(self, name: str, mode: str, found: dict[str, Any]) -> None:
-        """Take up a measurement."""
+        """Take up a measurement, and which code it is of."""
+        found = {**found, "commit": describe_commit()}
         print(name, mode, found, flush=True)
         self.found[name, mode] = found
         if self.path is not None:
@@ -178,7 +179,18 @@ def _report(rows: list[tuple[str, dict[str, dict[str, Any]]]]) -> str:
         cells = [_cell(found[mode]) for mode in MODES]
         parameters = f"{done['parameters']:,}" if done else ""
         lines.append(f"| {name} | {parameters} | {done.get('input', '')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _counted(), ""])
+    return "\n".join([*lines, "", *_earlier(rows), _counted(), ""])
+
+
+def _earlier(rows: list[tuple[str, dict[str, dict[str, Any]]]]) -> list[str]:
+    """Say which figures another commit's code gave."""
+    now = describe_commit()
+    return [
+        f"{name}, {mode}: measured at {part['commit']}.\n"
+        for name, found in rows
+        for mode, part in found.items()
+        if part["commit"] != now
+    ]
 
 
 def _cell(found: dict[str, Any]) -> str:
