@@ -212,13 +212,12 @@ class Standardiser(nn.Module):
             "covariates": self.covariates,
         }
 
-    @torch.no_grad()
     def forward(
         self,
         features: Float[Tensor, "subject window dim"],
         covariates: Float[Tensor, "subject covariate"] | None = None,
     ) -> Float[Tensor, "subject *out"]:  # noqa: F821  # a shape
-        """Standardise pooled features.
+        """Standardise pooled features; gradients pass through to them.
 
         Parameters
         ----------

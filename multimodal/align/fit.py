@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,11 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from encoders.errors import InputError, Problem
 from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
+from multimodal.align.checks import SPLITS, check_inputs
 from multimodal.align.data import AlignData, AlignDataset, GallerySampler, SegmentSubsets
+from multimodal.align.finetune.module import FineTuneModule
+from multimodal.align.finetune.tuned import TunedEncoder
 from multimodal.align.interruption import StopRequest
 from multimodal.align.keeping import EpochBar, HistoryRow, Keeper, prepare_folder
 from multimodal.align.loggers import make_loggers
@@ -31,8 +33,6 @@ from multimodal.align.warmstart import start_from_cca
 from multimodal.features.tables import BrainFeatures, GeneFeatures
 from projectors.standardise import StandardiserOptions
 from projectors.tower import Tower, TowerOptions
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def fit(
     kinship: tuple[np.ndarray, np.ndarray] | None = None,
     strata: np.ndarray | None = None,
     confounds: np.ndarray | None = None,
+    encoders: Mapping[str, TunedEncoder] | None = None,
     running: TrainerOptions | None = None,
     stop: StopRequest | None = None,
 ) -> FitResult:
@@ -105,6 +106,9 @@ def fit(
         Label of each subject, where ``options.batch_strata``: batches are of one stratum each.
     confounds : ndarray [n, c] of int, optional
         Codes from 0, -1 where unknown, of each of ``options.adversary``.
+    encoders : mapping of str to TunedEncoder, optional
+        By side, where ``options.fine_tune`` names sides; their inputs are of the same n subjects
+        in the same order. They end with the weights of the best epoch.
     running : TrainerOptions, optional
         Processes and loggers; one process by default.
     stop : StopRequest, optional
@@ -118,7 +122,9 @@ def fit(
         Tables that do not belong together, too few unrelated subjects to contrast, missing
         covariates, features that are not finite, or checkpoints of another fit.
     """
-    _check_inputs(gene, brain, split, relatives, covariates, options, strata, confounds)
+    check_inputs(gene, brain, split, relatives, covariates, options, strata, confounds)
+    if set(options.fine_tune.sides) != set(encoders or ()):
+        raise ValueError("fit wants an encoder for each of options.fine_tune.sides")
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
         setting = _prepare(gene, brain, split, relatives, covariates, options)
@@ -131,13 +137,14 @@ def fit(
             setting = replace(setting, kinship=Kinship(pairs, coefficient))
         running = running or TrainerOptions()
         with nullcontext() if stop is None else stop.noting():
-            return _train(setting, options, out_dir, resume, progress, running, stop)
+            return _train(setting, options, encoders, out_dir, resume, progress, running, stop)
 
 
 @dataclass(frozen=True)
 class _Setting:
     aligner: Aligner
     data: AlignData
+    covariates: Tensor | None = None
     kinship: Kinship | None = None
 
 
@@ -182,27 +189,26 @@ def _prepare(
     component = torch.from_numpy(np.asarray(relatives, dtype=np.int64))
     dataset = AlignDataset(gene_matrix.float(), brain_matrix.float(), component, subsets)
     data = AlignData(dataset, train, validation, options.batch_size, options.seed)
-    return _Setting(aligner, data)
+    return _Setting(aligner, data, extra)
 
 
 def _train(
     setting: _Setting,
     options: AlignOptions,
+    encoders: Mapping[str, TunedEncoder] | None,
     out_dir: Path | None,
     resume: bool,
     progress: bool,
     running: TrainerOptions,
     stop: StopRequest | None,
 ) -> FitResult:
-    """Run the trainer and put the best weights into the aligner."""
+    """Run the trainer and put the best weights where they belong."""
     aligner, data = setting.aligner, setting.data
     folder = None if out_dir is None else Path(out_dir) / "checkpoints"
-    read = data.dataset.confounds
-    classes = None if read is None else [max(int(top) + 1, 1) for top in read.max(dim=0).values]
-    module = AlignModule(aligner, options, setting.kinship, classes)
+    module = _module(setting, options, encoders)
     keeper = Keeper(
         _untrained_figures(module, data),
-        aligner.state_dict(),
+        module.kept_state(),
         options.patience,
         folder,
         options.checkpoint_every,
@@ -237,11 +243,24 @@ def _train(
                 enable_model_summary=False,
             )
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    aligner.load_state_dict(keeper.best_weights)
+    module.cpu().load_kept(keeper.best_weights)
     best = None
     if folder is not None and options.epochs:
         best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
-    return FitResult(aligner.cpu().eval(), pd.DataFrame(keeper.history), keeper.best_epoch, best)
+    return FitResult(aligner.eval(), pd.DataFrame(keeper.history), keeper.best_epoch, best)
+
+
+def _module(
+    setting: _Setting, options: AlignOptions, encoders: Mapping[str, TunedEncoder] | None
+) -> AlignModule:
+    read = setting.data.dataset.confounds
+    classes = None if read is None else [max(int(top) + 1, 1) for top in read.max(dim=0).values]
+    if not encoders:
+        return AlignModule(setting.aligner, options, setting.kinship, classes)
+    subsets = setting.data.dataset.subsets
+    return FineTuneModule(
+        setting.aligner, options, encoders, setting.kinship, classes, setting.covariates, subsets
+    )
 
 
 class _Settled(LightningEnvironment):
@@ -308,77 +327,6 @@ def _data_fingerprint(data: AlignData, kinship: Kinship | None) -> str:
     if kinship is not None:
         digest.update(kinship.pairs.numpy().tobytes() + kinship.coefficient.numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _check_inputs(
-    gene: GeneFeatures,
-    brain: BrainFeatures,
-    split: np.ndarray,
-    relatives: np.ndarray,
-    covariates: np.ndarray | None,
-    options: AlignOptions,
-    strata: np.ndarray | None,
-    confounds: np.ndarray | None,
-) -> None:
-    subjects = len(gene.participant_ids)
-    problems = []
-    if list(gene.participant_ids) != list(brain.participant_ids):
-        problems.append(
-            Problem(
-                "different-subjects",
-                "features",
-                f"{subjects} subjects on the gene side, "
-                f"{len(brain.participant_ids)} on the brain side, not the same in the same order",
-                "the subjects that have both modalities, in one order",
-                "take() the same rows of both",
-            )
-        )
-    problems += [
-        Problem("wrong-length", name, f"{len(values)} entries", f"{subjects}, one a subject")
-        for name, values in (("split", split), ("relatives", relatives))
-        if len(values) != subjects
-    ]
-    if options.residualise and covariates is None:
-        problems.append(
-            Problem(
-                "covariates-missing",
-                "align.residualise",
-                "true, but no covariates",
-                "covariates to regress out",
-                "name covariates, or set align.residualise=false",
-            )
-        )
-    wanted = (("batch_strata", strata), ("adversary", confounds))
-    problems += [
-        Problem("labels-missing", f"align.{name}", "set, but no labels", "labels of the subjects")
-        for name, labels in wanted
-        if getattr(options, name) and (labels is None or len(labels) != subjects)
-    ]
-    if not problems:
-        problems += _split_problems(np.asarray(split), np.asarray(relatives))
-    if problems:
-        raise InputError(problems)
-
-
-def _split_problems(split: np.ndarray, relatives: np.ndarray) -> list[Problem]:
-    unknown = sorted({str(name) for name in split} - set(SPLITS))
-    if unknown:
-        return [Problem("unknown-split", "split", ", ".join(unknown), " or ".join(SPLITS))]
-    problems = []
-    for name, least in (("train", 2), ("validation", 0)):
-        members = split == name
-        families = len(np.unique(relatives[members]))
-        if families < max(least, 2 if members.any() else 0):
-            problems.append(
-                Problem(
-                    "too-few-unrelated",
-                    f"split {name}",
-                    f"{int(members.sum())} subjects of {families} families",
-                    "at least two unrelated subjects to tell apart",
-                    "change the split's fractions" + (", or use none" if name != "train" else ""),
-                )
-            )
-    return problems
 
 
 @contextmanager

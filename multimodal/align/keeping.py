@@ -26,7 +26,7 @@ class Keeper(Checkpoint):
     start : dict of str to float
         Validation figures of the untrained towers, epoch 0; empty without validation subjects.
     weights : dict of str to Tensor
-        State of the untrained aligner.
+        What is kept of the untrained module.
     patience : int or None
         Epochs without a lower validation loss after which training stops.
     folder : Path or None
@@ -95,7 +95,7 @@ class Keeper(Checkpoint):
         better = loss is None or self.best_loss is None or loss < self.best_loss
         if better:
             self.best_loss, self.best_epoch = loss, epoch
-            self.best_weights = _copied(pl_module.aligner.state_dict())  # type: ignore[union-attr]
+            self.best_weights = _copied(pl_module.kept_state())  # type: ignore[operator]
         if loss is not None and self.patience is not None:
             self.stopped = epoch - self.best_epoch >= self.patience
             trainer.should_stop = trainer.should_stop or self.stopped

@@ -1,6 +1,7 @@
 """One training step of the towers, as Lightning wants it."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class AlignModule(LightningModule):
 
     def gallery_figures(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a validation gallery, and the rank percentile of each of its rows that counts."""
-        pairs = self._pairs(*self._encode(batch.gene, batch.brain), batch.relatives, batch.subject)
+        pairs = self._pairs(*self._encode(*self._inputs(batch)), batch.relatives, batch.subject)
         percentiles = rank_percentiles(pairs.gene, pairs.brain, batch.relatives)
         return self.loss(pairs, self.logit_scale()), percentiles
 
@@ -111,27 +112,40 @@ class AlignModule(LightningModule):
                 setattr(self.train_loss, name, value.to(self.device))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW on the towers' parameters, with the learning rate's course by epochs."""
+        """AdamW on all that learns, with the learning rates' courses by epochs."""
         options = self.options
-        everything = [*self.aligner.parameters(), *self.loss.parameters()]
-        if self.adversary is not None:
-            everything += self.adversary.parameters()
-        parameters = [p for p in everything if p.requires_grad]
-        groups = [
-            {
-                "params": [p for p in parameters if p.dim() >= 2],
-                "weight_decay": options.weight_decay,
-            },
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
+        groups = self._parameter_groups()
         optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: learning_rate_factor(epoch, options)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_courses())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
         }
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """Return all that was learned and is kept of the best epoch."""
+        return self.aligner.state_dict()
+
+    def load_kept(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state that `kept_state` gave."""
+        self.aligner.load_state_dict(state)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        everything = [*self.aligner.parameters(), *self.loss.parameters()]
+        if self.adversary is not None:
+            everything += self.adversary.parameters()
+        parameters = [p for p in everything if p.requires_grad]
+        return [
+            {
+                "params": [p for p in parameters if p.dim() >= 2],
+                "weight_decay": self.options.weight_decay,
+            },
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+    def _rate_courses(self) -> list[Callable[[int], float]]:
+        """One for each of the parameter groups."""
+        return [lambda epoch: learning_rate_factor(epoch, self.options)] * 2
 
     def _step_seed(self, batch_idx: int) -> int:
         # A resumed run must draw the dropout masks that an undisturbed one draws at this step, and
@@ -140,6 +154,10 @@ class AlignModule(LightningModule):
         words = np.random.SeedSequence([self.options.seed, self.current_epoch, batch_idx, *rank])
         return int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What `_encode` takes of a batch: a row for each of its rows."""
+        return batch.gene, batch.brain
+
     def _encode(self, gene: Tensor, brain: Tensor) -> tuple[Tensor, Tensor]:
         return self.aligner.gene.project(gene), self.aligner.brain.project(brain)
 
@@ -147,9 +165,9 @@ class AlignModule(LightningModule):
         """Loss of all processes' rows, encoded here at once or in parts, by gradient caching."""
         parts = self.options.accumulate
         if parts > 1:
-            gene, brain = encode_cached(self._encode, (batch.gene, batch.brain), parts)
+            gene, brain = encode_cached(self._encode, self._inputs(batch), parts)
         else:
-            gene, brain = self._encode(batch.gene, batch.brain)
+            gene, brain = self._encode(*self._inputs(batch))
         return self._gathered_loss(gene, brain, batch)[0]
 
     def _plain_accumulation(self, batch: Batch) -> Tensor:
@@ -158,7 +176,7 @@ class AlignModule(LightningModule):
         found = []
         for piece in split_rows(list(known.values()), self.options.accumulate):
             part = Batch(**dict(zip(known, piece, strict=True)))
-            gene, brain = encode_part(self._encode, (part.gene, part.brain))
+            gene, brain = encode_part(self._encode, self._inputs(part))
             found.append(self._gathered_loss(gene, brain, part))
         losses, rows = zip(*found, strict=True)
         weight = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)

@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from encoders.errors import InputError, Problem
+from multimodal.align.finetune.options import (
+    FineTuneOptions,
+    find_fine_tune_problems,
+    fine_tune_from,
+)
 
 Check = tuple[str, Callable[[Any], bool], str]
 
@@ -131,6 +136,8 @@ class AlignOptions:
         Larger batches hold so many rows of similarities at a time, and never all; None holds all.
     augment_segments : bool
         Train on one random subset of each subject's segments an epoch instead of all.
+    fine_tune : FineTuneOptions
+        Encoders that are trained inside the step; by default they stay frozen.
     checkpoint_every : int
         Epochs between checkpoints, where a fit has a folder.
     accelerator : {"cpu", "gpu", "auto"}
@@ -174,6 +181,7 @@ class AlignOptions:
     redundancy_weight: float = 0.005
     chunk_rows: int | None = 2048
     augment_segments: bool = False
+    fine_tune: FineTuneOptions = field(default_factory=FineTuneOptions)
     checkpoint_every: int = 1
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     seed: int = 0
@@ -186,12 +194,14 @@ class AlignOptions:
         for side in ("gene", "brain"):
             problems += _find_problems(getattr(self, side), f"align.{side}", _SIDE_CHECKS)
         problems += _loss_problems(self)
+        problems += find_fine_tune_problems(self.fine_tune, self.epochs)
         if problems:
             raise InputError(problems)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON-ready values."""
-        return {**asdict(self), **{name: list(getattr(self, name)) for name in _NAMES}}
+        lists = {name: list(getattr(self, name)) for name in _NAMES}
+        return {**asdict(self), **lists, "fine_tune": self.fine_tune.as_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AlignOptions":
@@ -209,13 +219,16 @@ class AlignOptions:
             problems += _unknown_keys(given, SideOptions, f"align.{side}")
             if not problems:
                 sides[side] = SideOptions(**given)
+        fine_tune, unknown = fine_tune_from(values.get("fine_tune", {}))
+        problems += unknown
         if problems:
             raise InputError(problems)
-        return cls(**{**values, **sides})
+        return cls(**{**values, **sides, "fine_tune": fine_tune})
 
     def fingerprint(self) -> str:
         """Digest of all that shapes the trained weights; not of how often they are saved."""
-        shaping = {k: v for k, v in self.as_dict().items() if k != "checkpoint_every"}
+        beside = ["checkpoint_every"] if self.fine_tune.sides else ["checkpoint_every", "fine_tune"]
+        shaping = {k: v for k, v in self.as_dict().items() if k not in beside}
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
 
 
