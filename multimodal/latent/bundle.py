@@ -1,13 +1,13 @@
 """A bundle: a folder with all that is needed to embed new subjects.
 
 ``bundle.json`` (what made it and what it takes), ``towers.safetensors`` (the towers with their
-fitted standardisers) and ``MODEL_CARD.md``. No pickles and no code: encoders resolve by name among
+fitted standardisers), ``MODEL_CARD.md`` and, after fine-tuning, ``encoder_delta.safetensors`` (what
+it changed in the encoders). No pickles and no code: encoders resolve by name among
 those installed. It holds no participant ids, but genome embeddings made with it are personal data.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,13 +19,14 @@ from encoders.atomic import sync_folder, write_json, write_text
 from encoders.errors import InputError, Problem
 from encoders.hub import fetch, is_hub_id
 from multimodal.latent.card import model_card, public_metrics
+from multimodal.latent.delta import DELTA, KEY, file_sha256, find_delta_problems, write_delta
 from multimodal.latent.manifest import FORMAT, SIDES, find_manifest_problems
 
 if TYPE_CHECKING:
     from multimodal.align.aligner import Aligner
+    from multimodal.align.finetune.delta import Delta
 
 TOWERS, MANIFEST, CARD = "towers.safetensors", "bundle.json", "MODEL_CARD.md"
-DELTA = "encoder_delta.safetensors"
 FILES = (MANIFEST, TOWERS, CARD, DELTA)
 """All that a bundle consists of; the last only after fine-tuning."""
 
@@ -65,7 +66,12 @@ class Bundle:
             ) from error  # fmt: skip
 
 
-def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bundle:
+def write_bundle(
+    path: Path,
+    aligner: Aligner,
+    manifest: dict[str, Any],
+    deltas: Mapping[str, Delta] | None = None,
+) -> Bundle:
     """Write a bundle; what lay at `path` before is replaced only once the new one is complete.
 
     Parameters
@@ -78,6 +84,8 @@ def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bund
         JSON-ready values: ``dna``, ``brain`` (encoder name, config, seed, weights digest, spec),
         ``genome``, ``bold`` (preprocessing), ``regions``, ``training`` (counts, no ids),
         ``metrics``.
+    deltas : mapping of str to Delta, optional
+        By side, what fine-tuning changed in the encoders.
     """
     path = Path(path)
     fresh = path.with_name(f".{path.name}.writing")
@@ -88,8 +96,10 @@ def write_bundle(path: Path, aligner: Aligner, manifest: dict[str, Any]) -> Bund
         "format": FORMAT,
         **manifest,
         "towers": towers,
-        "towers_sha256": _file_sha256(fresh / TOWERS),
+        "towers_sha256": file_sha256(fresh / TOWERS),
     }
+    if deltas:
+        content[KEY] = write_delta(fresh, deltas)
     _write_words(fresh, content)
     old = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
@@ -159,13 +169,14 @@ def read_bundle(path: Path | str, *, installed: bool = True, revision: str | Non
     towers = folder / TOWERS
     if not towers.is_file():
         problems.append(Problem("bundle-broken", str(towers), "no such file", "the trained towers"))
-    elif _file_sha256(towers) != manifest["towers_sha256"]:
+    elif file_sha256(towers) != manifest["towers_sha256"]:
         problems.append(
             Problem(
                 "bundle-broken", str(towers), "its content is not what bundle.json says",
                 f"sha256 {manifest['towers_sha256']}", "copy the bundle again",
             )
         )  # fmt: skip
+    problems += find_delta_problems(folder, manifest)
     if problems:
         raise InputError(problems)
     return Bundle(folder, manifest)
@@ -226,8 +237,3 @@ def _find_unknown_encoders(manifest: Mapping[str, Any], file: Path) -> list[Prob
         for side in SIDES
         if manifest[side]["name"] not in known
     ]  # fmt: skip
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

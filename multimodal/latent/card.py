@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from encoders.licences import forbids_derivatives, is_non_commercial
+from multimodal.latent.delta import DELTA, changed_sides
 
 _KEPT = ("method", "folds", "gallery_size", "retrieval", "permutation")
 _PARTS = {"train": 0, "validation": 1, "test": 2}
@@ -61,7 +62,9 @@ def _inputs(manifest: Mapping[str, Any]) -> Iterator[str]:
         spec = section.get("spec") or {}
         seen = ", ".join(spec.get("pretraining_cohorts") or []) or "none"
         weights = spec.get("weights_id", "none")
-        yield f"- {label}: `{section['name']}`, weights {weights} (pretraining cohorts: {seen})"
+        tuned = ", fine-tuned with the towers" if side in changed_sides(manifest) else ""
+        told = f"`{section['name']}`, weights {weights}{tuned} (pretraining cohorts: {seen})"
+        yield f"- {label}: {told}"
     regions = [region["name"] for region in manifest["regions"]]
     more = ", ..." if len(regions) > 8 else ""
     yield f"- regions: {len(regions)} ({', '.join(regions[:8])}{more})"
@@ -188,6 +191,10 @@ def _licences(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Encoder weights are not in the bundle; it names them by digest. Their licences apply to"
     yield "what is made with them."
+    if changed_sides(manifest):
+        yield ""
+        yield f"What fine-tuning changed in them is in `{DELTA}`: made from those weights,"
+        yield "and to be passed on only where their licence allows derivatives."
 
 
 def _versions(manifest: Mapping[str, Any]) -> list[str]:

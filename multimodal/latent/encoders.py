@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from encoders.errors import InputError, Problem
 from multimodal.features.encode import DOSAGE
 from multimodal.latent.bundle import Bundle
+from multimodal.latent.delta import apply_bundle_delta
 
 if TYPE_CHECKING:
     from encoders.base import Encoder
@@ -17,7 +18,7 @@ _KEYS = ("revision", "config", "seed", "dtype")
 def load_bundle_encoder(
     bundle: Bundle, side: str, weights: str | None = None, device: str = "cpu"
 ) -> Encoder | str:
-    """Load a bundle's encoder and check that its weights are those the towers were trained on.
+    """Load a bundle's encoder, check its weights, and change them as fine-tuning did.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def load_bundle_encoder(
     Raises
     ------
     InputError
-        Other weights than the bundle's, or none where it wants some.
+        Other weights than the bundle's, or none where it wants some; a change that does not fit.
     """
     from encoders import load_encoder
     from encoders.base import BrainEncoder, DnaEncoder
@@ -74,4 +75,5 @@ def load_bundle_encoder(
                 f"set {side}_weights to the file or folder the bundle was trained with",
             )
         )
+    apply_bundle_delta(bundle.path, bundle.manifest, side, encoder)
     return encoder

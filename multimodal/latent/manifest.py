@@ -13,6 +13,7 @@ from encoders.hub import is_hub_id
 from multimodal.bold.options import BoldOptions
 from multimodal.features.options import GenomeOptions
 from multimodal.genome.regions import Region
+from multimodal.latent.delta import KEY
 
 FORMAT = 1
 SIDES = ("dna", "brain")
@@ -58,6 +59,7 @@ def find_manifest_problems(manifest: Any, file: Path) -> list[Problem]:
     problems += _region_problems(manifest["regions"], f"{file} regions")
     if not _SHA256.fullmatch(str(manifest["towers_sha256"])):
         problems.append(_broken(f"{file} towers_sha256", "no SHA-256", "64 hexadecimal digits"))
+    problems += _delta_problems(manifest.get(KEY), f"{file} {KEY}")
     return problems
 
 
@@ -90,6 +92,17 @@ def _side_problems(section: Mapping[str, Any], where: str) -> Iterator[Problem]:
         yield _path_problem(f"{where}.weights", weights, "a hub id, or null")
     if local is not None and (not isinstance(local, str) or local != Path(local).name):
         yield _path_problem(f"{where}.local_weights", local, "a bare file or folder name")
+
+
+def _delta_problems(said: Any, where: str) -> Iterator[Problem]:
+    if said is None:
+        return
+    sides = said.get("sides") if isinstance(said, dict) else None
+    known = [side for side in sorted(SIDES) if isinstance(sides, list) and side in sides]
+    if not known or sides != known:
+        yield _broken(where, "no list of sides", f"some of {list(SIDES)}, under sides")
+    elif not _SHA256.fullmatch(str(said.get("sha256"))):
+        yield _broken(f"{where}.sha256", "no SHA-256", "64 hexadecimal digits")
 
 
 def _option_problems(

@@ -11,7 +11,8 @@ from typing import Any
 from encoders.errors import InputError, Problem
 from encoders.licences import forbids_derivatives, is_non_commercial
 from encoders.torch_files import first_line
-from multimodal.latent.bundle import CARD, DELTA, FILES, Bundle, read_bundle
+from multimodal.latent.bundle import CARD, FILES, Bundle, read_bundle
+from multimodal.latent.delta import DELTA, changed_sides
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -64,10 +65,14 @@ def push_bundle(
 
 
 def find_forbidden(bundle: Bundle) -> list[Problem]:
-    """Find fine-tuned weights whose licence forbids passing on what was made from them."""
-    if not (bundle.path / DELTA).is_file():
-        return []
-    licences = {side: _licence(bundle.manifest[side]) for side in ("dna", "brain")}
+    """Find fine-tuned weights whose licence forbids passing on what was made from them.
+
+    Those are the Creative Commons licences without derivatives: CC-BY-ND, and the CC-BY-NC-ND-4.0
+    of BrainLM's published weights. Adapting them at home is allowed, sharing the result is not (CC
+    BY-NC-ND 4.0, section 2a1), and a difference, or LoRA's factors, is made from them as much as
+    the whole is. Terms without commercial use alone (CC-BY-NC) allow it, under the same terms.
+    """
+    licences = {side: _licence(bundle.manifest[side]) for side in changed_sides(bundle.manifest)}
     return [
         Problem(
             "push-licence", str(bundle.path / DELTA),

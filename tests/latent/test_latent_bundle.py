@@ -12,6 +12,7 @@ from small_bundle import METRICS
 from encoders.errors import InputError
 from multimodal.latent import load_aligner
 from multimodal.latent.bundle import CARD, read_bundle, record_metrics
+from multimodal.latent.delta import file_sha256
 from multimodal.latent.push import hub_card, push_bundle
 from multimodal.latent.scans import describe_scans
 
@@ -114,7 +115,9 @@ def test_non_commercial_weights_are_called_out(copied: Path) -> None:
     card = (copied / "bundle" / CARD).read_text()
     assert "CC-BY-NC-ND-4.0; no commercial use; changed weights may not be passed on" in card
     assert "non-commercial" in hub_card(read_bundle(copied / "bundle"))
-    (copied / "bundle" / "encoder_delta.safetensors").write_bytes(b"")
+    delta = copied / "bundle" / "encoder_delta.safetensors"
+    delta.write_bytes(b"")
+    change(copied / "bundle", encoder_delta={"sides": ["brain"], "sha256": file_sha256(delta)})
     with pytest.raises(InputError, match="forbids derivatives"):
         push_bundle(copied / "bundle", "somebody/towers")
 
