@@ -1,6 +1,5 @@
 """``genebold align``: train the towers, write the bundle, test on the held-out split."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -14,11 +13,10 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from encoders.atomic import write_text
-from encoders.errors import InputError, Problem
+from encoders.errors import InputError
 from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
 from multimodal.align.processes import Processes, companions, joined, place, refuse_other_number
 from multimodal.align.running import TrainerOptions
-from multimodal.bold.bids import find_runs
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.splits import make_split, read_split, write_split
 from multimodal.cohort.strata import strata_labels
@@ -26,12 +24,8 @@ from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.cohort.tsv import read_table
 from multimodal.evaluate.summary import Evaluated, evaluate_latents
 from multimodal.evaluate.unmatched import without_matching
-from multimodal.features.encode import DOSAGE
-from multimodal.features.read import read_dosage_variants, stored_participants
 from multimodal.features.store import read_fingerprint
 from multimodal.latent.bundle import write_bundle
-from multimodal.latent.card import public_metrics
-from multimodal.latent.scans import describe_scans
 from multimodal.latent.table import Latents, write_latents
 from multimodal.report.provenance import simulation_of
 from multimodal.verbs.align_words import (
@@ -43,7 +37,9 @@ from multimodal.verbs.align_words import (
 )
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.encode import encode, preparation
+from multimodal.verbs.fine_tuning import encode_tuned, refuse_untunable, tuned_encoders
 from multimodal.verbs.labels import refuse_missing_columns, training_labels
+from multimodal.verbs.manifest import manifest_of
 from multimodal.verbs.pipeline import Joint, Preparation, join
 from multimodal.verbs.record import paths_of_run, update_metrics, versions, write_json
 from multimodal.verbs.settings import flag, plain
@@ -133,6 +129,7 @@ def _align(
     evaluation = plain(config.evaluation)
     say_if_not_embeddable(how)
     refuse_missing_columns(cohort.participants, choices)
+    refuse_untunable(how, choices.fine_tune)
     stores = processes.from_first(lambda: encode(cohort, how, stages))
     joint = join(cohort, stores["dna"], stores["brain"], float(config.split.kinship_threshold))
     split = draw_split(config, joint, list(evaluation["strata"]))
@@ -153,15 +150,20 @@ def _align(
         [read_fingerprint(store) for store in stores.values()],
     )
     before = processes.from_first(lambda: _begin(output_dir, identity, split))
+    encoders = tuned_encoders(joint, how, choices, train, stages)
     with stages.stage("align", f"{len(train)} training subjects, {training_words(choices)}"):
         fitted = fit(
             joint.gene, joint.brain, values, joint.components, covariates, choices,
-            out_dir=output_dir, resume=resume, running=running, stop=stop,
+            out_dir=output_dir, resume=resume, running=running, stop=stop, encoders=encoders,
             **training_labels(joint, choices, train),
         )  # fmt: skip
     if not processes.is_first:
         return {}
     say_gain(fitted.history, fitted.best_epoch, choices)
+    frozen, deltas = stores, {side: part.delta() for side, part in encoders.items()}
+    if deltas:
+        stores = encode_tuned(cohort, how, deltas, stores, stages)
+        joint = join(cohort, stores["dna"], stores["brain"], float(config.split.kinship_threshold))
     with stages.stage("held out", "retrieval among the test subjects"):
         gene = fitted.aligner.embed_genes(joint.gene, covariates)
         brain = fitted.aligner.embed_brains(joint.brain, covariates)
@@ -186,8 +188,8 @@ def _align(
     found = {"cohort": describe_cohort(joint, values), "heldout": heldout, "stages": stages.seconds}
     evaluated = before == identity and _is_evaluated(output_dir)
     metrics = update_metrics(output_dir, found if evaluated else {**found, **heldout})
-    manifest = _manifest(record, stores, cohort.paths, coding, metrics)
-    bundle = write_bundle(output_dir / "bundle", fitted.aligner, manifest)
+    manifest = manifest_of(record, frozen, cohort.paths, coding, metrics)
+    bundle = write_bundle(output_dir / "bundle", fitted.aligner, manifest, deltas)
     say_retrieval(heldout)
     say(f"bundle in {bundle.path}, latents in {output_dir / 'latents.parquet'}")
     return metrics
@@ -347,59 +349,3 @@ _RESULTS = (
     "bundle", "checkpoints", "run.json", "metrics.json", "latents.parquet", "history.csv",
     "split.tsv", "report.html",
 )  # fmt: skip
-
-
-def _public_section(section: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    """Return an encoder's section as a bundle may hold it: no code, no paths of this machine."""
-    hidden = ("_target_", "device", "batch_size", "workers")
-    public = {name: value for name, value in section.items() if name not in hidden}
-    public = (
-        {"name": spec["name"], **public} if "_target_" not in section else {"name": spec["name"]}
-    )
-    spec = dict(spec)
-    if public.get("weights") is not None and Path(public["weights"]).exists():
-        public["weights"] = None
-        public["local_weights"] = Path(section["weights"]).name
-        spec["weights_id"] = Path(str(spec["weights_id"])).name
-    return {**public, "spec": spec}
-
-
-def _manifest(
-    record: dict[str, Any],
-    stores: dict[str, Path],
-    paths: CohortPaths,
-    coding: CovariateCoding | None,
-    metrics: dict[str, Any],
-) -> dict[str, Any]:
-    from multimodal.genome.regions import read_regions
-
-    prints = {side: read_fingerprint(store) for side, store in stores.items()}
-    if paths.regions is None:
-        raise InputError(Problem("cohort-path", "cohort.regions", "no file", "a BED file"))
-    if paths.bold is None:
-        raise InputError(Problem("cohort-path", "cohort.bold", "no folder", "scans"))
-    sides = {
-        side: _public_section(record[side], prints[side]["encoder"]) for side in ("dna", "brain")
-    }
-    if record["dna"].get("name") == DOSAGE:
-        sides["dna"]["variants"] = read_dosage_variants(stores["dna"])
-    public = ("participants", "families", "in_families", "split", "runs", "segments", "windows")
-    return {
-        "versions": record["versions"],
-        **sides,
-        "genome": {**record["genome"], "windows": prints["dna"]["windows"]},
-        "bold": {**record["bold"], "atlas": prints["brain"]["atlas"]},
-        "regions": [dataclasses.asdict(region) for region in read_regions(paths.regions)],
-        "covariates": coding.as_dict() if coding else None,
-        "align": record["align"],
-        "training": {name: metrics["cohort"][name] for name in public},
-        "scans": describe_scans(
-            find_runs(
-                paths.bold,
-                stored_participants(stores["brain"]),
-                space=record["bold"]["space"],
-                task=record["bold"]["task"],
-            )
-        ),
-        "metrics": public_metrics(metrics),
-    }

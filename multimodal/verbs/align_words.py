@@ -50,7 +50,11 @@ _STARTS = {"cca": "the CCA start", "random": "the random start"}
 def training_words(choices: AlignOptions) -> str:
     """Return how long the training may last."""
     if choices.epochs:
-        return f"up to {choices.epochs} epochs"
+        tuned = [
+            f"{side} ({choices.fine_tune.of(side).method})" for side in choices.fine_tune.sides
+        ]
+        with_encoders = f", fine-tuning {' and '.join(tuned)}" if tuned else ""
+        return f"up to {choices.epochs} epochs{with_encoders}"
     return f"no training (align.epochs=0): the towers stay at {_STARTS[choices.start]}"
 
 

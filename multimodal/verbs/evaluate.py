@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
+from multimodal.align.finetune.options import FineTuneOptions
 from multimodal.align.options import AlignOptions
 from multimodal.cohort.covariates import covariate_matrix
 from multimodal.cohort.kinship import components
@@ -74,8 +76,12 @@ def evaluate(
     split = read_split(output_dir / "split.tsv", joint.cohort, joint.components)
     _refuse_other_split(record, split, output_dir)
     split_values = split.to_numpy().astype(str)
-    method = choose_method(evaluation, int((split_values == "test").sum()))
-    task = _Task(joint, AlignOptions.from_dict(record["align"]), record, evaluation)
+    options_of_run = AlignOptions.from_dict(record["align"])
+    tested = int((split_values == "test").sum())
+    method = choose_method(evaluation, tested, fine_tuned=bool(options_of_run.fine_tune.sides))
+    # The features are those of the tuned encoders: what is trained anew here is trained on them.
+    on_features = replace(options_of_run, fine_tune=FineTuneOptions())
+    task = _Task(joint, on_features, record, evaluation)
     if controlled:
         task.covariates()  # refused before anything is trained
     controls: dict[str, Latents] = {}
@@ -155,19 +161,37 @@ def _strata(
     return strata.astype(str)
 
 
-def choose_method(evaluation: dict[str, Any], test_subjects: int) -> str:
+def choose_method(
+    evaluation: dict[str, Any], test_subjects: int, *, fine_tuned: bool = False
+) -> str:
     """Return ``crossfit`` or ``heldout``.
+
+    Tuned encoders have seen all training subjects, so that towers cross-fitted on their features
+    would be tested on people their encoders know: only those set aside can be tested.
 
     Raises
     ------
     InputError
-        An unknown method, or a held-out evaluation without test subjects.
+        An unknown method, cross-fitting of tuned encoders' features, or a held-out evaluation
+        without test subjects.
     """
     method = str(evaluation["method"])
     if method not in METHODS:
         raise InputError(
             Problem("bad-value", "evaluation.method", f"'{method}'", f"one of {', '.join(METHODS)}")
         )
+    if fine_tuned and method == "crossfit":
+        raise InputError(
+            Problem(
+                "crossfit-tuned-encoders",
+                "evaluation.method",
+                "crossfit, of encoders that were fine-tuned on the training subjects",
+                "heldout: others know nobody who is tested",
+                "set evaluation.method=auto, or align with frozen encoders",
+            )
+        )
+    if fine_tuned:
+        method = "heldout"
     if method == "auto":
         return "crossfit" if test_subjects < int(evaluation["crossfit_below"]) else "heldout"
     if method == "heldout" and test_subjects < 2:
@@ -177,7 +201,9 @@ def choose_method(evaluation: dict[str, Any], test_subjects: int) -> str:
                 "evaluation.method",
                 f"heldout, with {test_subjects} test subjects in the split",
                 "at least two",
-                "set evaluation.method=crossfit, or align with another split",
+                "align with another split"
+                if fine_tuned
+                else "set evaluation.method=crossfit, or align with another split",
             )
         )
     return method

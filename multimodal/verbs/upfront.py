@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
+from multimodal.align.finetune.options import EncoderTuning, FineTuneOptions
 from multimodal.align.options import AlignOptions, SideOptions
 from multimodal.align.running import TrainerOptions
 from multimodal.bold.options import BoldOptions
 from multimodal.evaluate.summary import EvaluateOptions
 from multimodal.features.options import GenomeOptions
 from multimodal.verbs.settings import flag, options, plain
+
+T = TypeVar("T")
 
 METHODS = ("auto", "crossfit", "heldout")
 
@@ -136,17 +139,25 @@ def _chosen(cls: type, values: dict[str, Any], key: str) -> Any:
 def align_options(section: dict[str, Any]) -> AlignOptions:
     """Return the ``align`` section as options; every key's type is checked."""
     problems: list[Problem] = []
-    sides: dict[str, SideOptions] = {}
-    for side in ("gene", "brain"):
+
+    def build(cls: type[T], values: dict[str, Any], key: str) -> T:
         try:
-            sides[side] = options(SideOptions, section[side], f"align.{side}")
+            return options(cls, values, key)
         except InputError as error:
             problems.extend(error.problems)
-    try:
-        default = {side: sides.get(side, SideOptions()) for side in ("gene", "brain")}
-        choices = options(AlignOptions, {**section, **default}, "align")
-    except InputError as error:
-        problems.extend(error.problems)
+            return cls()
+
+    towers = {
+        side: build(SideOptions, section[side], f"align.{side}") for side in ("gene", "brain")
+    }
+    tuning = dict(section.get("fine_tune", {}))
+    tuning |= {
+        side: build(EncoderTuning, tuning[side], f"align.fine_tune.{side}")
+        for side in ("dna", "brain")
+        if side in tuning
+    }
+    fine_tune = build(FineTuneOptions, tuning, "align.fine_tune")
+    choices = build(AlignOptions, {**section, **towers, "fine_tune": fine_tune}, "align")
     if problems:
         raise InputError(problems)
     return choices

@@ -130,7 +130,8 @@ class TunedEncoder(nn.Module):
                 for name, p in self.trained.items()
             }
         learned: Delta = {}
-        for name, layer in self.encoder.backbone.named_modules():
+        layers: dict[str, Any] = dict(self.encoder.backbone.named_modules())
+        for name, layer in layers.items():
             if f"{name}.lora_A.default.weight" not in self.trained:
                 continue
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
