@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from multimodal.align.aligner import Aligner
+from multimodal.align.erasure import erasing_map, inverse_root, within_groups
 
 Array = NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def ridge_cca(x: Array, y: Array, ridge: float) -> tuple[Array, Array, Array]:
     correlations : ndarray [k]
         Regularised canonical correlations, from 0 to 1.
     """
-    x_root, y_root = _inverse_root(x, ridge), _inverse_root(y, ridge)
+    x_root, y_root = inverse_root(x, ridge), inverse_root(y, ridge)
     left, correlations, right = (
         part.numpy()
         for part in torch.linalg.svd(
@@ -50,26 +51,24 @@ def ridge_cca(x: Array, y: Array, ridge: float) -> tuple[Array, Array, Array]:
     return x_weights * signs, y_weights * signs, np.clip(correlations, 0.0, 1.0)
 
 
-def _inverse_root(values: Array, ridge: float) -> Array:
-    """Inverse square root of the regularised covariance; zero for a table that never varies."""
-    covariance = values.T @ values / len(values)
-    mean_variance = np.trace(covariance) / len(covariance)
-    if mean_variance <= 0:
-        return np.zeros_like(covariance)
-    eigen = torch.linalg.eigh(torch.from_numpy(covariance))
-    variance, axes = eigen.eigenvalues.numpy(), eigen.eigenvectors.numpy()
-    root: Array = (axes / np.sqrt(np.maximum(variance, 0) + ridge * mean_variance)) @ axes.T
-    return root
-
-
 @torch.no_grad()
 def start_from_cca(
-    aligner: Aligner, gene: torch.Tensor, brain: torch.Tensor, *, ridge: float, seed: int
+    aligner: Aligner,
+    gene: torch.Tensor,
+    brain: torch.Tensor,
+    *,
+    ridge: float,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> None:
     """Start both heads from the canonical coordinates of the training subjects.
 
     Each coordinate counts by its squared correlation, on either side, so that the many weak ones,
     which a small cohort finds by chance, do not drown the few strong ones.
+
+    With `groups`, the analysis is of what goes together within groups, and the heads start blind to
+    the directions in which groups differ: it would find these first where they are a confound, and
+    training of some epochs does not forget them.
 
     Parameters
     ----------
@@ -80,12 +79,17 @@ def start_from_cca(
         See `ridge_cca`.
     seed : int
         Of the random isometry from canonical coordinates to the latent space.
+    groups : ndarray [n, c] of int, optional
+        Strata or confounds of the training subjects, a column each; negative where not known.
     """
     dtype = next(aligner.gene.head.parameters()).dtype
     x = aligner.gene.pool(gene.to(dtype)).double().numpy()
     y = aligner.brain.pool(brain.to(dtype)).double().numpy()
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    x_weights, y_weights, correlations = ridge_cca(x, y, ridge)
+    if groups is None:
+        x_weights, y_weights, correlations = ridge_cca(x, y, ridge)
+    else:
+        x_weights, y_weights, correlations = _cca_within(x, y, groups, ridge, seed)
     room = min(aligner.gene.head.room, aligner.brain.head.room)
     strength = (correlations**_CORRELATION_POWER)[:room]
     for tower, values, weights in ((aligner.gene, x, x_weights), (aligner.brain, y, y_weights)):
@@ -96,3 +100,15 @@ def start_from_cca(
         tower.head.start_from_linear_map(
             torch.from_numpy(linear_map), torch.Generator().manual_seed(seed)
         )
+
+
+def _cca_within(
+    x: Array, y: Array, groups: NDArray[np.int64], ridge: float, seed: int
+) -> tuple[Array, Array, Array]:
+    """As `ridge_cca`, of what goes together within groups, by weights that do not see groups."""
+    blind = [erasing_map(side, groups, ridge=ridge, seed=seed) for side in (x, y)]
+    within = [
+        within_groups(side @ erased, groups) for side, erased in zip((x, y), blind, strict=True)
+    ]
+    x_weights, y_weights, correlations = ridge_cca(within[0], within[1], ridge)
+    return blind[0] @ x_weights, blind[1] @ y_weights, correlations
