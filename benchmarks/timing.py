@@ -1,12 +1,8 @@
 """Timing things side by side: in turn, so that a machine that slows down slows them all."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
-
-# As on the command line: large tensors in large pages, for all contenders.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 Timed = Callable[[], float]
 """Does its work once and returns the seconds that count."""
