@@ -29,13 +29,13 @@ class HaplotypeBatch(NamedTuple):
         Distinct, as the encoder reads them, those of equal length side by side.
     pairs : Tensor [K, 2]
         Rows of `sequences`: a window's haplotype, and its reference.
-    index : Tensor [n, W, 2]
+    carried : Tensor [n, W, 2]
         Row of `pairs` for each subject, window and haplotype.
     """
 
     sequences: list[str]
     pairs: Int[Tensor, "difference two"]
-    index: Int[Tensor, "subject window haplotype"]
+    carried: Int[Tensor, "subject window haplotype"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class GenomeInputs:
         # Not by indexing, whose gradients may be summed in another order each time.
         difference = values.index_select(0, own) - values.index_select(0, reference)
         merged = merge(difference, self.strand_merge)
-        return pool_haplotypes(merged, batch.index.to(values.device))
+        return pool_haplotypes(merged, batch.carried.to(values.device))
 
     def first(self, encoder: DnaEncoder) -> Tensor:
         """Encode the first window's reference: all that makes a feature takes part."""

@@ -27,7 +27,7 @@ class EncoderTuning:
         Epochs at the start in which only the towers learn, on stored features.
     rank : int
         Of the change, for ``lora``.
-    alpha : float
+    alpha : int
         The change counts alpha / rank times, for ``lora``.
     targets : tuple of str
         Ends of the names of the linear layers that are changed, such as ``in_proj``, for ``lora``;
@@ -39,7 +39,7 @@ class EncoderTuning:
     layer_decay: float = 1.0
     frozen_epochs: int = 0
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     targets: tuple[str, ...] = ()
 
 
@@ -144,7 +144,7 @@ def _tuning_problems(tuning: EncoderTuning, where: str, epochs: int) -> list[Pro
             f"a whole number from 0 to less than align.epochs={epochs}",
         ),
         ("rank", lambda v: isinstance(v, int) and v >= 1, "a whole number from 1"),
-        ("alpha", lambda v: v > 0, "more than 0"),
+        ("alpha", lambda v: isinstance(v, int) and v >= 1, "a whole number from 1"),
         ("targets", lambda v: all(isinstance(name, str) and name for name in v), "names"),
     ]
     problems = [
