@@ -1,8 +1,9 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 save what was learned, and end the run in order.
+"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C save what was learned, and end the run in order.
 
-Clusters send one of them some time before they take a machine away. Outside training a signal ends
-the run at once, since stores and results are written whole or not at all; within it the signal is
-noted, and training saves a checkpoint before the next step.
+Clusters send one of the first two some time before they take a machine away. Outside training a
+signal ends the run at once, since stores and results are written whole or not at all; within it
+the signal is noted, and training saves a checkpoint before the next step. A second Ctrl-C does not
+wait.
 """
 
 import signal
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 EXIT_INTERRUPTED = 75
 """Exit code of a run that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h."""
+EXIT_CTRL_C = 130
+"""Exit code of a run that somebody stopped by Ctrl-C, as of any other program."""
 
 
 class Interrupted(BaseException):
@@ -26,10 +29,16 @@ class Interrupted(BaseException):
         The signal's name.
     state : str
         What is saved.
+
+    Attributes
+    ----------
+    exit_code : int
+        Which the process should end with.
     """
 
     def __init__(self, by: str, state: str = "everything finished so far is kept") -> None:
         super().__init__(f"stopped by {by}: {state}")
+        self.exit_code = EXIT_CTRL_C if by == signal.SIGINT.name else EXIT_INTERRUPTED
 
 
 class StopRequest:
@@ -91,6 +100,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.by is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             return  # the first one is being obeyed
         self.by = signal.Signals(number).name
         if not self._noting:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from encoders.atomic import write_text
 from encoders.errors import InputError
-from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from multimodal.align.interruption import Interrupted, StopRequest
 from multimodal.align.processes import Processes, companions, joined, place, refuse_other_number
 from multimodal.align.running import TrainerOptions
 from multimodal.cohort.covariates import CovariateCoding
@@ -57,7 +57,7 @@ def run(config: DictConfig) -> int:
     Raises
     ------
     SystemExit
-        With `EXIT_INTERRUPTED`, on SIGTERM or SIGUSR1: the same command goes on.
+        On SIGTERM, SIGUSR1 or Ctrl-C: the same command goes on.
     """
     refuse_bad_settings(config)
     others = companions(
@@ -71,11 +71,11 @@ def run(config: DictConfig) -> int:
         if place().rank == 0:
             print(
                 f"genebold align: {interrupted}; the same command goes on from here "
-                f"(exit code {EXIT_INTERRUPTED})",
+                f"(exit code {interrupted.exit_code})",
                 file=sys.stderr,
             )
         # Not returned: a sweep is to end here as well.
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        raise SystemExit(interrupted.exit_code) from None
     return 0
 
 
@@ -85,8 +85,8 @@ def _accompany(settings: dict[str, Any]) -> None:
     try:
         with stop.listening():
             _align_as_one_of(OmegaConf.create(settings), stop)
-    except Interrupted:
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Interrupted as interrupted:
+        raise SystemExit(interrupted.exit_code) from None
 
 
 def _align_as_one_of(config: DictConfig, stop: StopRequest) -> None:

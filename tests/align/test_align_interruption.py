@@ -17,7 +17,7 @@ from synthetic_world import make_world
 
 from multimodal.align.aligner import Aligner
 from multimodal.align.fit import FitResult, fit
-from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from multimodal.align.interruption import Interrupted, StopRequest
 from multimodal.align.module import AlignModule
 from multimodal.align.options import AlignOptions, SideOptions
 from multimodal.align.running import TrainerOptions
@@ -33,7 +33,7 @@ OPTIONS = AlignOptions(
     batch_strata=("site",),
 )
 STEPS = 20
-SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
 def train(
@@ -88,7 +88,7 @@ def test_a_fit_that_was_asked_to_stop_goes_on_to_the_same_weights(
     points = np.random.default_rng(every).choice(np.arange(1, STEPS), 4, replace=False)
     # The end of an epoch, and its beginning.
     points = np.union1d(points, [5, 6])
-    when = {int(point): SIGNALS[place % 2] for place, point in enumerate(points)}
+    when = {int(point): SIGNALS[place % len(SIGNALS)] for place, point in enumerate(points)}
     send_at_steps(monkeypatch, when)
     stops = []
     for _ in range(len(when) + 1):
@@ -124,6 +124,15 @@ def test_outside_training_a_signal_ends_at_once(number: signal.Signals) -> None:
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    stop = StopRequest()
+    with stop.listening(), pytest.raises(Interrupted) as first:
+        signal.raise_signal(signal.SIGINT)
+    assert first.value.exit_code == 130
+    with stop.listening(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_signals_wait_for_whoever_takes_over() -> None:
     stop = StopRequest()
     seen: list[str | None] = []
@@ -149,26 +158,29 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_align_interruption import train
-from multimodal.align.interruption import EXIT_INTERRUPTED, Interrupted, StopRequest
+from multimodal.align.interruption import Interrupted, StopRequest
 stop = StopRequest()
 try:
     with stop.listening():
         print("ready", flush=True)
         result = train(Path({out!r}), stop, epochs=40)
-except Interrupted:
-    sys.exit(EXIT_INTERRUPTED)
+except Interrupted as interrupted:
+    sys.exit(interrupted.exit_code)
 result.aligner.save({out!r} + "/towers.safetensors")
 """
 
 
+EXITS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGKILL: -signal.SIGKILL}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGKILL])
+@pytest.mark.parametrize("number", EXITS)
 def test_ten_signals_at_random_moments_change_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path))
     random = np.random.default_rng(int(number))
-    ended = EXIT_INTERRUPTED if number != signal.SIGKILL else -signal.SIGKILL
+    ended = EXITS[number]
     towers = tmp_path / "towers.safetensors"
     sent = finished = 0
     while sent < 10:
