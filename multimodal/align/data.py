@@ -185,10 +185,23 @@ class EpochSampler(Sampler[EpochRows]):
 
 
 class GallerySampler(Sampler[EpochRows]):
-    """Validation rows in one gallery, or in several equal ones where there are very many."""
+    """Validation rows in one gallery, or in several equal ones where there are very many.
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self.galleries = np.array_split(rows, max(1, -(-len(rows) // _MAX_GALLERY)))
+    Parameters
+    ----------
+    rows : ndarray [m] int
+    strata : ndarray [m], optional
+        A label of each row: galleries then hold rows of one stratum, unless none has two.
+    """
+
+    def __init__(self, rows: np.ndarray, strata: np.ndarray | None = None) -> None:
+        groups = [] if strata is None else [rows[strata == label] for label in np.unique(strata)]
+        groups = [group for group in groups if len(group) > 1] or [rows]
+        self.galleries = [
+            part
+            for group in groups
+            for part in np.array_split(group, max(1, -(-len(group) // _MAX_GALLERY)))
+        ]
 
     def __len__(self) -> int:
         return len(self.galleries)
@@ -259,6 +272,11 @@ class AlignData(LightningDataModule):
         """Validation galleries; no loader where no subject is set aside."""
         if not len(self.validation_rows):
             return []
-        return DataLoader(
-            self.dataset, sampler=GallerySampler(self.validation_rows), batch_size=None
-        )
+        return DataLoader(self.dataset, sampler=self.galleries(), batch_size=None)
+
+    def galleries(self) -> GallerySampler:
+        """Validation galleries: what training is to be blind to is not to choose the epoch."""
+        rows, strata, confounds = self.validation_rows, self.strata, self.dataset.confounds
+        if strata is None and confounds is not None:
+            strata = np.unique(confounds.numpy(), axis=0, return_inverse=True)[1].reshape(-1)
+        return GallerySampler(rows, None if strata is None else strata[rows])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
 from multimodal.align.checks import SPLITS, check_inputs
-from multimodal.align.data import AlignData, AlignDataset, GallerySampler, SegmentSubsets
+from multimodal.align.data import AlignData, AlignDataset, SegmentSubsets
 from multimodal.align.finetune.module import FineTuneModule
 from multimodal.align.finetune.tuned import TunedEncoder
 from multimodal.align.interruption import StopRequest
@@ -127,11 +127,13 @@ def fit(
         raise ValueError("fit wants an encoder for each of options.fine_tune.sides")
     with torch.random.fork_rng(devices=[]), _quiet_lightning():
         torch.manual_seed(options.seed)
-        setting = _prepare(gene, brain, split, relatives, covariates, options)
-        if options.batch_strata:
-            setting.data.strata = strata
-        if options.adversary and confounds is not None:
-            setting.data.dataset.confounds = torch.from_numpy(confounds.astype(np.int64))
+        strata = strata if options.batch_strata else None
+        read = confounds if options.adversary and options.adversary_weight else None
+        groups = _groups(strata, read)
+        setting = _prepare(gene, brain, split, relatives, covariates, options, groups)
+        setting.data.strata = strata
+        if read is not None:
+            setting.data.dataset.confounds = torch.from_numpy(read.astype(np.int64))
         if kinship is not None and options.loss == "soft_target":
             pairs, coefficient = (torch.from_numpy(np.asarray(part)) for part in kinship)
             setting = replace(setting, kinship=Kinship(pairs, coefficient))
@@ -148,6 +150,14 @@ class _Setting:
     kinship: Kinship | None = None
 
 
+def _groups(strata: np.ndarray | None, confounds: np.ndarray | None) -> np.ndarray | None:
+    """Codes of all that training is to be blind to, a column each."""
+    columns: list[np.ndarray] = [] if confounds is None else list(confounds.T)
+    if strata is not None:
+        columns.append(np.unique(strata, return_inverse=True)[1].reshape(-1))
+    return np.stack(columns, axis=1).astype(np.int64) if columns else None
+
+
 def _prepare(
     gene: GeneFeatures,
     brain: BrainFeatures,
@@ -155,6 +165,7 @@ def _prepare(
     relatives: np.ndarray,
     covariates: np.ndarray | None,
     options: AlignOptions,
+    groups: np.ndarray | None = None,
 ) -> _Setting:
     """Pool, fit the standardisers on training subjects, start the heads, and make the batches."""
     extra = covariate_tensor(covariates, len(split)) if options.residualise else None
@@ -180,6 +191,7 @@ def _prepare(
             brain_matrix[rows],
             ridge=options.cca_ridge,
             seed=options.seed,
+            groups=None if groups is None else groups[train],
         )
     subsets = None
     if options.augment_segments:
@@ -297,7 +309,7 @@ def _untrained_figures(module: AlignModule, data: AlignData) -> HistoryRow:
         return {}
     module.eval()
     losses, sizes, percentiles = [], [], []
-    for wanted in GallerySampler(data.validation_rows):
+    for wanted in data.galleries():
         batch = data.dataset[wanted]
         loss, percentile = module.gallery_figures(batch)
         losses.append(float(loss))

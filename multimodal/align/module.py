@@ -132,20 +132,24 @@ class AlignModule(LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         everything = [*self.aligner.parameters(), *self.loss.parameters()]
-        if self.adversary is not None:
-            everything += self.adversary.parameters()
         parameters = [p for p in everything if p.requires_grad]
-        return [
+        groups: list[dict[str, Any]] = [
             {
                 "params": [p for p in parameters if p.dim() >= 2],
                 "weight_decay": self.options.weight_decay,
             },
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
+        if self.adversary is not None:
+            # It has to keep up with latents that evade it.
+            reading = {"params": list(self.adversary.parameters()), "weight_decay": 0.0}
+            groups.append({**reading, "lr": self.options.adversary_learning_rate})
+        return groups
 
     def _rate_courses(self) -> list[Callable[[int], float]]:
         """One for each of the parameter groups."""
-        return [lambda epoch: learning_rate_factor(epoch, self.options)] * 2
+        groups = 2 if self.adversary is None else 3
+        return [lambda epoch: learning_rate_factor(epoch, self.options)] * groups
 
     def _step_seed(self, batch_idx: int) -> int:
         # A resumed run must draw the dropout masks that an undisturbed one draws at this step, and

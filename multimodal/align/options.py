@@ -103,7 +103,9 @@ class AlignOptions:
     adversary : tuple of str
         Columns that an adversary reads from the latents, which unlearn them. Empty: none.
     adversary_weight : float
-        Of the adversary's loss, beside 1 for the alignment's.
+        Of the adversary's loss, beside 1 for the alignment's; 0 for no adversary.
+    adversary_learning_rate : float
+        AdamW's for the adversary's own weights: it has to follow the latents, so larger.
     learning_rate, weight_decay : float
         AdamW's; biases, norms and the temperature are not decayed.
     schedule : {"cosine", "constant"}
@@ -162,6 +164,7 @@ class AlignOptions:
     batch_strata: tuple[str, ...] = ()
     adversary: tuple[str, ...] = ()
     adversary_weight: float = 0.1
+    adversary_learning_rate: float = 1e-3
     learning_rate: float = 3e-5
     weight_decay: float = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -268,6 +271,7 @@ _ALIGN_CHECKS: list[Check] = [
     ("batch_strata", _names, "a list of columns"),
     ("adversary", _names, "a list of columns"),
     ("adversary_weight", _not_negative, "at least 0"),
+    ("adversary_learning_rate", _positive, "more than 0"),
     ("learning_rate", _positive, "more than 0"),
     ("weight_decay", _not_negative, "at least 0"),
     ("schedule", *_one_of("cosine", "constant")),

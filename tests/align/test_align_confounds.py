@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from encoders.errors import InputError
 from multimodal.align.adversary import UNKNOWN, Adversary, reverse_gradient
-from multimodal.align.data import EpochSampler
+from multimodal.align.data import AlignData, AlignDataset, EpochSampler, GallerySampler
 from multimodal.align.fit import fit
 from multimodal.align.options import AlignOptions
 
@@ -98,3 +98,35 @@ def test_a_fit_with_both(world, split):
     assert [p.where for p in caught.value.problems] == ["align.batch_strata", "align.adversary"]
     with pytest.raises(InputError, match="a list of columns"):
         replace(QUICK, adversary="site")
+
+
+def test_the_epoch_is_chosen_within_strata():
+    rows = np.arange(4, 12)
+    strata = np.array(list("aabbbacd"))
+    galleries = [gallery.rows.tolist() for gallery in GallerySampler(rows, strata)]
+    assert galleries == [[4, 5, 9], [6, 7, 8]]
+    everybody = [gallery.rows.tolist() for gallery in GallerySampler(rows, np.arange(8))]
+    assert everybody == [rows.tolist()]
+    features, relatives = torch.zeros(12, 2), torch.arange(12)
+    confounds = torch.tensor([[0, 0]] * 6 + [[0, 1]] * 6)
+    dataset = AlignDataset(features, features, relatives, confounds=confounds)
+    data = AlignData(dataset, np.arange(4), rows, None, 0)
+    assert [each.tolist() for each in data.galleries().galleries] == [[4, 5], [6, 7, 8, 9, 10, 11]]
+    data.strata = np.array(["x"] * 12)
+    assert [each.tolist() for each in data.galleries().galleries] == [rows.tolist()]
+
+
+def test_an_adversary_of_weight_zero_changes_nothing(world, split):
+    gene, brain = world()
+    told = {"confounds": (np.arange(120) % 3)[:, None], "progress": False}
+    without = replace(QUICK, adversary=["site"], adversary_weight=0.0)
+    fits = [
+        fit(gene, brain, split(), np.arange(120), None, options, **told)
+        for options in (QUICK, without, replace(without, adversary_weight=1.0))
+    ]
+    plain, zero, one = (found.aligner.state_dict()["gene.head.layers.0.weight"] for found in fits)
+    assert torch.equal(plain, zero)
+    assert not torch.equal(plain, one)
+    rate = replace(without, adversary_weight=1.0, adversary_learning_rate=0.1)
+    faster = fit(gene, brain, split(), np.arange(120), None, rate, **told)
+    assert not torch.equal(faster.aligner.state_dict()["gene.head.layers.0.weight"], one)
