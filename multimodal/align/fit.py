@@ -138,8 +138,7 @@ def fit(
             pairs, coefficient = (torch.from_numpy(np.asarray(part)) for part in kinship)
             setting = replace(setting, kinship=Kinship(pairs, coefficient))
         running = running or TrainerOptions()
-        with nullcontext() if stop is None else stop.noting():
-            return _train(setting, options, encoders, out_dir, resume, progress, running, stop)
+        return _train(setting, options, encoders, out_dir, resume, progress, running, stop)
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,7 @@ def _train(
         folder,
         options.checkpoint_every,
         stop,
+        first_epoch=options.fine_tune.last_start(),
     )
     with joined(running, options.accelerator) as processes:
         checkpoint = None
@@ -254,7 +254,8 @@ def _train(
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+            with nullcontext() if stop is None else stop.noting():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     module.cpu().load_kept(keeper.best_weights)
     best = None
     if folder is not None and options.epochs:

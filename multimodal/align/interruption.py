@@ -47,6 +47,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.by: str | None = None
         self._noting = False
+        self._taken: tuple[signal.Signals, ...] = SIGNALS
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -60,7 +61,10 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = [(number, signal.getsignal(number)) for number in SIGNALS]
+        # Programs that scripts start in the background are to ignore Ctrl-C.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        self._taken = SIGNALS[:-1] if ignored else SIGNALS
+        before = [(number, signal.getsignal(number)) for number in self._taken]
         self._take_signals()
         try:
             yield self
@@ -95,13 +99,13 @@ class StopRequest:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _take_signals(self) -> None:
-        for number in SIGNALS:
+        for number in self._taken:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.by is not None:
             if number == signal.SIGINT:
-                raise KeyboardInterrupt
+                raise Interrupted(signal.SIGINT.name, "the last checkpoint is kept")
             return  # the first one is being obeyed
         self.by = signal.Signals(number).name
         if not self._noting:

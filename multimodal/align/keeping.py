@@ -36,6 +36,8 @@ class Keeper(Checkpoint):
     stop : StopRequest, optional
         Looked at before each step: where a signal came, to any process, a checkpoint is saved and
         training ends.
+    first_epoch : int
+        From which on all learns that is to: patience counts from there.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class Keeper(Checkpoint):
         folder: Path | None,
         every: int,
         stop: StopRequest | None = None,
+        *,
+        first_epoch: int = 0,
     ) -> None:
         self.patience, self.folder, self.every, self.stop = patience, folder, every, stop
+        self.first_epoch = first_epoch
         self.history: list[HistoryRow] = [{"epoch": 0.0, **start}]
         self.best_loss: float | None = start.get("val_loss")
         self.best_epoch = 0
@@ -97,7 +102,8 @@ class Keeper(Checkpoint):
             self.best_loss, self.best_epoch = loss, epoch
             self.best_weights = _copied(pl_module.kept_state())  # type: ignore[operator]
         if loss is not None and self.patience is not None:
-            self.stopped = epoch - self.best_epoch >= self.patience
+            begin = max(self.best_epoch, self.first_epoch)
+            self.stopped = epoch - begin >= self.patience
             trainer.should_stop = trainer.should_stop or self.stopped
         if self.folder is not None:
             last = epoch == trainer.max_epochs or self.stopped

@@ -106,20 +106,29 @@ def _licence(section: Mapping[str, Any]) -> str:
 
 
 def _commit(bundle: Bundle, repo_id: str, private: bool, revision: str | None, message: str) -> str:
-    from huggingface_hub import CommitOperationAdd, HfApi, constants
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise InputError(
             Problem("push-hub", repo_id, "HF_HUB_OFFLINE is set", "a network", "unset it to push")
         )
     names = [name for name in FILES if (bundle.path / name).is_file()]
-    operations = [CommitOperationAdd(name, str(bundle.path / name)) for name in names]
-    operations.append(CommitOperationAdd("README.md", hub_card(bundle).encode()))
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(name, str(bundle.path / name)) for name in names),
+        CommitOperationAdd("README.md", hub_card(bundle).encode()),
+    ]
     api = HfApi()
     try:
         api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # What an earlier bundle had and this one has not would be taken for a part of it.
+        left = [name for name in FILES if name not in names]
+        operations += [
+            CommitOperationDelete(name)
+            for name in left
+            if api.file_exists(repo_id, name, revision=revision)
+        ]
         done = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     # huggingface_hub's own errors derive from these; a bad id or a missing token is a ValueError.
     except (OSError, ValueError) as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multimodal.align.finetune.tuned import TunedEncoder
 
 _WITHOUT_WEIGHTS = (DOSAGE, "fc")
+_LEARNT_IN = ("float32", "float64")
 _LOOKED_AT = 8
 
 
@@ -37,7 +38,7 @@ def refuse_untunable(how: Preparation, choices: FineTuneOptions) -> None:
     Raises
     ------
     InputError
-        A side without weights, or LoRA without peft.
+        A side without weights or in half precision, or LoRA without peft.
     """
     from multimodal.align.finetune.adapters import refuse_without_peft
 
@@ -52,6 +53,13 @@ def refuse_untunable(how: Preparation, choices: FineTuneOptions) -> None:
         if name in _WITHOUT_WEIGHTS:
             found, wanted = f"{side}={name} has no weights", "an encoder that can learn"
             problems.append(Problem("nothing-to-tune", where, found, wanted, f"set {side}=ENCODER"))
+        dtype = getattr(how, side).get("dtype") or "float32"
+        if dtype not in _LEARNT_IN:
+            fix = f"set {side}.dtype=float32, and align.fine_tune.bf16=true for speed"
+            found = f"{dtype}, whose rounding swallows small steps"
+            problems.append(
+                Problem("too-narrow", f"{side}.dtype", found, " or ".join(_LEARNT_IN), fix)
+            )
         if choices.of(side).method == "lora":
             try:
                 refuse_without_peft(f"align.fine_tune.{side}")

@@ -88,8 +88,15 @@ def test_windows_that_are_not_kept_are_read_for_each_batch(tiny: Stored) -> None
     torch.testing.assert_close(part(np.array([3, 11, 5])), kept, **EXACT)
     brain = tiny.tuned(align_options(("brain",)).fine_tune)["brain"]
     whole = brain(np.array([4, 1]))
-    brain.inputs = replace(brain.inputs, kept_bytes=0)
+    asked: list[Any] = []
+    prepare = brain.inputs.prepare
+    again = replace(
+        brain.inputs, kept_bytes=0, prepare=lambda run: asked.append(run) or prepare(run)
+    )
+    brain.inputs = again
     torch.testing.assert_close(brain(np.array([4, 1])), whole, **EXACT)
+    # A run's segments are prepared together.
+    assert asked == [run for subject in (4, 1) for run in again.runs[subject]]
 
 
 @pytest.mark.parametrize(

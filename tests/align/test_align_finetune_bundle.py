@@ -165,6 +165,10 @@ def test_a_change_that_does_not_fit_leaves_the_encoder_alone() -> None:
     with pytest.raises(InputError) as caught:
         apply_delta(network, {"weight:full": good, "bias:full": torch.ones(9)}, "test")
     assert [problem.code for problem in caught.value.problems] == ["delta-misfit"]
+    # Small factors whose product no memory would hold.
+    huge = {"weight:up": torch.ones(2**20, 1), "weight:down": torch.ones(1, 2**20)}
+    with pytest.raises(InputError, match="weight: down"):
+        apply_delta(network, huge, "test")
     assert torch.equal(network.backbone.weight, before)
     assert network.spec is record
 

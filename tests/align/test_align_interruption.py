@@ -129,8 +129,18 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
     with stop.listening(), pytest.raises(Interrupted) as first:
         signal.raise_signal(signal.SIGINT)
     assert first.value.exit_code == 130
-    with stop.listening(), pytest.raises(KeyboardInterrupt):
+    with stop.listening(), pytest.raises(Interrupted, match="the last checkpoint is kept"):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest().listening():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signals_wait_for_whoever_takes_over() -> None:

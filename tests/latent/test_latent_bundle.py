@@ -145,10 +145,16 @@ class FakeHub:
         oid = "c0ffee"
         for operation in operations:
             file = self.root / repo_id / oid / operation.path_in_repo
+            if not hasattr(operation, "as_file"):
+                file.unlink()
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
             with operation.as_file() as content:
                 file.write_bytes(content.read())
         return SimpleNamespace(oid=oid)
+
+    def file_exists(self, repo_id: str, name: str, **_: object) -> bool:
+        return (self.root / repo_id / "c0ffee" / name).is_file()
 
     def snapshot_download(self, repo_id: str, *, revision: str | None, allow_patterns: list) -> str:
         folder = self.root / repo_id / (revision or "c0ffee")
@@ -192,6 +198,15 @@ def test_pushed_and_read_back(
     assert hub.made["somebody/towers"] == {
         "repo_type": "model", "private": False, "exist_ok": True, "branch": "next",
     }  # fmt: skip
+
+
+def test_what_an_earlier_bundle_had_is_no_part_of_this_one(copied: Path, hub: FakeHub) -> None:
+    left = hub.root / "somebody/towers/c0ffee/encoder_delta.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of a fine-tuned one")
+    push_bundle(copied / "bundle", "somebody/towers")
+    assert not left.exists()
+    read_bundle("somebody/towers")
 
 
 def test_pushing_wants_a_network_an_id_and_a_bundle(

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import genebold
 from hydra import compose, initialize_config_dir
 
 from encoders.errors import InputError
-from multimodal.align.finetune.options import EncoderTuning
+from multimodal.align.finetune.options import EncoderTuning, FineTuneOptions
 from multimodal.cli import config_dir
 from multimodal.verbs.evaluate import choose_method
+from multimodal.verbs.fine_tuning import refuse_untunable
 from multimodal.verbs.settings import plain
 from multimodal.verbs.upfront import align_options
 
@@ -43,6 +46,16 @@ def test_what_has_no_weights_is_refused_before_anything_is_encoded(
     assert "dna=dosage has no weights" in done.stderr
     assert "brain=fc has no weights" in done.stderr
     assert not (tmp_path / "features").exists()
+
+
+def test_half_precision_does_not_learn() -> None:
+    sides = {"name": "caduceus_ps", "dtype": "bfloat16"}, {"name": "swift"}
+    how: Any = SimpleNamespace(dna=sides[0], brain=sides[1])
+    tuning = EncoderTuning(method="full")
+    choices = FineTuneOptions(sides=("dna", "brain"), dna=tuning, brain=tuning)
+    with pytest.raises(InputError, match=r"dna\.dtype") as caught:
+        refuse_untunable(how, choices)
+    assert [problem.code for problem in caught.value.problems] == ["too-narrow"]
 
 
 @pytest.mark.slow

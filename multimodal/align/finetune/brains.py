@@ -38,7 +38,8 @@ class BrainInputs:
     batch_size : int
         Most segments the encoder takes at once.
     kept_bytes : int
-        How much of what was prepared stays in memory; the rest is prepared for each batch anew.
+        How much of what was prepared stays in memory, besides the last run; the rest is prepared
+        for each batch anew.
     """
 
     brain: BrainFeatures
@@ -48,6 +49,8 @@ class BrainInputs:
     batch_size: int
     kept_bytes: int = _KEPT_BYTES
     _kept: dict[int, RunSegments] = field(default_factory=dict, init=False, repr=False)
+    # A run's segments come one after another.
+    _last: dict[int, RunSegments] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         brain = self.brain
@@ -128,8 +131,9 @@ class BrainInputs:
         return prepared.values[int(row - self._edges[number])], prepared.xyz_mm
 
     def _prepared(self, number: int) -> RunSegments:
-        if number in self._kept:
-            return self._kept[number]
+        for prepared in (self._kept, self._last):
+            if number in prepared:
+                return prepared[number]
         first, end = self._edges[number], self._edges[number + 1]
         run = self.runs[int(self.brain.subject[first])][int(self.brain.run[first])]
         found = self.prepare(run)
@@ -148,6 +152,8 @@ class BrainInputs:
         if size <= self.kept_bytes:
             self.kept_bytes -= size
             self._kept[number] = found
+        else:
+            self._last = {number: found}
         return found
 
 

@@ -97,7 +97,8 @@ def _difference(parts: Mapping[str, Tensor], like: Tensor) -> Tensor | None:
         change = parts["full"].double()
     elif parts.keys() == {"down", "up"} and all(part.dim() == 2 for part in parts.values()):
         up, down = parts["up"].double(), parts["down"].double()
-        if up.shape[1] != down.shape[0]:
+        # Not multiplied before it is known to fit: small factors can make a huge product.
+        if up.shape[1] != down.shape[0] or (len(up), down.shape[1]) != tuple(like.shape):
             return None
         change = up @ down
     else:

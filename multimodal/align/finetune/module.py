@@ -146,12 +146,13 @@ class FineTuneModule(AlignModule):
         kept = None
         if side == "brain" and self.subsets is not None and self.training:
             kept = self.subsets.kept_segments(self.current_epoch)
-        pooled = self.encoders[side](subjects, kept)
+        # Before and after training the towers may be elsewhere than an encoder that has a GPU.
+        place = next(tower.head.parameters())
+        pooled = self.encoders[side](subjects, kept).to(place.device)
         extra = None
         if self.covariates is not None:
             extra = self.covariates[torch.from_numpy(subjects)].to(pooled.device)
-        dtype = next(tower.head.parameters()).dtype
-        return tower.standardise(pooled, extra).to(dtype)[: len(rows)]
+        return tower.standardise(pooled, extra).to(place.dtype)[: len(rows)]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups = super()._parameter_groups()

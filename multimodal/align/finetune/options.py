@@ -69,6 +69,10 @@ class FineTuneOptions:
         tuning: EncoderTuning = getattr(self, side)
         return tuning
 
+    def last_start(self) -> int:
+        """Return the epochs after which every encoder learns that is to."""
+        return max((self.of(side).frozen_epochs for side in self.sides), default=0)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON-ready values."""
         values = asdict(self)
