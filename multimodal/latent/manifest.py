@@ -59,7 +59,7 @@ def find_manifest_problems(manifest: Any, file: Path) -> list[Problem]:
     problems += _region_problems(manifest["regions"], f"{file} regions")
     if not _SHA256.fullmatch(str(manifest["towers_sha256"])):
         problems.append(_broken(f"{file} towers_sha256", "no SHA-256", "64 hexadecimal digits"))
-    problems += _delta_problems(manifest.get(KEY), f"{file} {KEY}")
+    problems += _delta_problems(manifest.get(KEY), _tuned_sides(manifest), f"{file} {KEY}")
     return problems
 
 
@@ -94,8 +94,17 @@ def _side_problems(section: Mapping[str, Any], where: str) -> Iterator[Problem]:
         yield _path_problem(f"{where}.local_weights", local, "a bare file or folder name")
 
 
-def _delta_problems(said: Any, where: str) -> Iterator[Problem]:
+def _tuned_sides(manifest: Mapping[str, Any]) -> Any:
+    """What the training's settings say was fine-tuned."""
+    align = manifest.get("align")
+    asked = align.get("fine_tune") if isinstance(align, dict) else None
+    return asked.get("sides") if isinstance(asked, dict) else None
+
+
+def _delta_problems(said: Any, tuned: Any, where: str) -> Iterator[Problem]:
     if said is None:
+        if tuned:
+            yield _broken(where, "nothing", f"what was learned by {tuned}, as align.fine_tune says")
         return
     sides = said.get("sides") if isinstance(said, dict) else None
     known = [side for side in sorted(SIDES) if isinstance(sides, list) and side in sides]

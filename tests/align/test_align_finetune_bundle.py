@@ -132,6 +132,12 @@ def test_damaged_changes_are_refused_before_anything_is_loaded(bundle: Path) -> 
     del manifest["encoder_delta"]
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     assert codes(bundle) == {"bundle-broken"}
+    # Not a frozen one's either, with the file gone as well.
+    file.unlink()
+    manifest["align"] = {"fine_tune": {"sides": ["dna"]}}
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"align\.fine_tune says"):
+        read_bundle(bundle)
 
 
 @pytest.mark.parametrize("how", ["shape", "name", "side", "half", "nan", "kind"])
