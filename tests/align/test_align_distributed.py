@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_training import CASES, RUN, train, train_as_one_of
-from torch import multiprocessing
+from process_group import found_by, run_in_processes
 
 from multimodal.align.options import LOSSES
 
@@ -16,19 +16,8 @@ def in_processes(
     processes: int, wrapper: str, folder: Path, cases: list[str]
 ) -> list[dict[str, RUN]]:
     """Train in processes of their own and return what each of them found."""
-    # A fork need not import all over again, but autograd refuses it where it has device threads.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-    started = [
-        context.Process(target=train_as_one_of, args=(rank, processes, wrapper, folder, cases))
-        for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=300)
-        process.kill()
-    assert [process.exitcode for process in started] == [0] * processes
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    run_in_processes(processes, train_as_one_of, wrapper, folder, cases)
+    return found_by(processes, folder)
 
 
 def assert_as_one_process(found: list[dict[str, RUN]]) -> None:

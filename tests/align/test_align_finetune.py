@@ -11,7 +11,8 @@ import torch.distributed as dist
 from distributed_training import Step
 from features.feature_files import TinyBrain
 from finetune_cohort import SUBJECTS, Stored, align_options, module_of, split, store
-from torch import Tensor, multiprocessing
+from process_group import found_by, run_in_processes
+from torch import Tensor
 
 from encoders.errors import InputError
 from multimodal.align.data import Batch, EpochRows, EpochSampler
@@ -330,7 +331,7 @@ def train(stored: Stored, tuning: dict[str, Any], rank: int = 0, processes: int 
     return {name: value.detach().clone() for name, value in module.kept_state().items()}
 
 
-def train_as_one_of(stored: Stored, tuning: Any, rank: int, processes: int, folder: Path) -> None:
+def train_as_one_of(rank: int, processes: int, stored: Stored, tuning: Any, folder: Path) -> None:
     torch.set_num_threads(1)
     rendezvous = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=processes)
@@ -344,19 +345,9 @@ def train_as_one_of(stored: Stored, tuning: Any, rank: int, processes: int, fold
 def test_three_processes_train_as_one(tiny: Stored, tuning: Any, tmp_path: Path) -> None:
     # Of batches of two, one of the processes has no row at all.
     processes = 3
-    context = multiprocessing.get_context("fork")
-    started = [
-        context.Process(target=train_as_one_of, args=(tiny, tuning, rank, processes, tmp_path))
-        for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=300)
-        process.kill()
+    run_in_processes(processes, train_as_one_of, tiny, tuning, tmp_path)
     expected = train(tiny, tuning)
-    for rank in range(processes):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in found_by(processes, tmp_path):
         for name, value in expected.items():
             if value.is_floating_point():
                 torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
