@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from multimodal.bold.options import BoldOptions
 from multimodal.bold.parcels import Atlas
 from multimodal.bold.segments import RunSegments
 from multimodal.features.brain_shards import BrainShard, runs_digest
+from multimodal.features.crew import end_with_parent
 from multimodal.features.progress import progress_bar
 from multimodal.features.shards import shard_inputs, texts, vectors
 from multimodal.features.writer import StoreWriter
@@ -357,20 +357,8 @@ _WORK: dict[str, Any] = {}
 
 def _start_worker(atlas: Atlas | None, spec_input: Any, options: BoldOptions) -> None:
     _WORK.update(atlas=atlas, spec_input=spec_input, options=options)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _prepare_in_worker(run: BoldRun) -> Prepared:
     return _prepare(run, **_WORK)
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is killed; a pool alone would wait for ever."""
-    import os
-    from multiprocessing import parent_process
-    from multiprocessing.connection import wait
-
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

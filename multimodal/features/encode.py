@@ -23,6 +23,7 @@ from multimodal.features.brain import (
     run_preparer,
 )
 from multimodal.features.brain_shards import plan_shards, run_name
+from multimodal.features.crew import Crew
 from multimodal.features.dna import DnaPlan, encode_windows
 from multimodal.features.dosage import read_dosages, write_dosages
 from multimodal.features.fingerprint import (
@@ -36,7 +37,7 @@ from multimodal.features.genotype_calls import warn_if_unbalanced
 from multimodal.features.options import GenomeOptions
 from multimodal.features.shards import texts
 from multimodal.features.store import brain_store, dna_store
-from multimodal.features.writer import StoreWriter
+from multimodal.features.writer import StoreWriter, write_together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +69,7 @@ def encode_genomes(
     *,
     batch_size: int = 8,
     shard_sequences: int = 256,
+    crew: Crew | None = None,
 ) -> Path:
     """Encode the genomes of all participants that have one.
 
@@ -89,6 +91,9 @@ def encode_genomes(
         Most sequences in a batch.
     shard_sequences : int
         Most sequences in a shard: what a killed run may lose.
+    crew : Crew, optional
+        Processes that all call this alike, and share the shards of sequences; the first reads
+        dosages alone.
 
     Returns
     -------
@@ -121,29 +126,35 @@ def encode_genomes(
             "sha256": text_digest([*participant_ids, *samples]),
         },
     }
-    store = StoreWriter(dna_store(store_dir, name), fingerprint)
+    crew = crew or Crew()
+    store = StoreWriter(dna_store(store_dir, name), fingerprint, alone=crew.processes == 1)
     store.check()
-    if store.is_complete():
+    if crew.from_first(f"{store.folder} is complete", store.is_complete):
         return store.folder
     if isinstance(encoder, str):
-        dosages = read_dosages(genotypes, windows, participant_ids, samples, progress)
-        with store:
-            write_dosages(dosages, windows, participant_ids, store)
-            _write_calls(store, dosages.calls)
-            store.finish()
-        calls = dosages.calls
-    else:
-        plan = DnaPlan(genotypes, windows, participant_ids, samples, _longest_bp(encoder))
-        survey = plan.survey(progress)
-        with store:
-            encode_windows(
-                plan, survey, encoder, store,
-                batch_size=batch_size, shard_sequences=shard_sequences, progress=progress,
-            )  # fmt: skip
-            _write_calls(store, survey.calls)
-            store.finish()
-        calls = survey.calls
-    warn_if_unbalanced(calls, cohort.participants)
+
+        def write() -> None:
+            dosages = read_dosages(genotypes, windows, participant_ids, samples, progress)
+            with store:
+                write_dosages(dosages, windows, participant_ids, store)
+                _write_calls(store, dosages.calls)
+                store.finish()
+            warn_if_unbalanced(dosages.calls, cohort.participants)
+
+        crew.from_first(f"{store.folder} is written", write)
+        return store.folder
+    plan = DnaPlan(genotypes, windows, participant_ids, samples, _longest_bp(encoder))
+    survey = plan.survey(progress and crew.is_first)
+
+    def work(shown: bool) -> None:
+        encode_windows(
+            plan, survey, encoder, store, batch_size=batch_size,
+            shard_sequences=shard_sequences, progress=progress and shown,
+        )  # fmt: skip
+
+    write_together(store, crew, work, lambda: _write_calls(store, survey.calls))
+    if crew.is_first:
+        warn_if_unbalanced(survey.calls, cohort.participants)
     return store.folder
 
 
@@ -159,6 +170,7 @@ def encode_brains(
     workers: int = 0,
     on_bad: BadParticipant | None = None,
     check: CheckRun | None = None,
+    crew: Crew | None = None,
 ) -> Path:
     """Encode the BOLD runs of all participants that have one.
 
@@ -181,7 +193,10 @@ def encode_brains(
         Processes that prepare runs; 0 prepares them in this one.
     on_bad, check : callable, optional
         Leave bad participants out instead of refusing them; see
-        `multimodal.features.brain.encode_segments`.
+        `multimodal.features.brain.encode_segments`. Of several processes the first is told
+        of everybody, in the end.
+    crew : Crew, optional
+        Processes that all call this alike, and share the shards.
 
     Returns
     -------
@@ -218,16 +233,22 @@ def encode_brains(
             "sha256": text_digest(part for run in runs for part in run_name(run)),
         },
     }
-    store = StoreWriter(brain_store(store_dir, encoder.spec.name), fingerprint)
+    crew = crew or Crew()
+    folder = brain_store(store_dir, encoder.spec.name)
+    store = StoreWriter(folder, fingerprint, alone=crew.processes == 1)
     store.check()
-    if store.is_complete({shard.name: shard.inputs for shard in shards}):
+    planned = {shard.name: shard.inputs for shard in shards}
+    if crew.from_first(f"{folder} is complete", lambda: store.is_complete(planned)):
         return store.folder
-    with store, run_preparer(atlas, encoder.spec.input, options, workers) as prepare_many:
-        encode_segments(
-            shards, encoder, prepare_many, store,
-            batch_size=batch_size, progress=progress, on_bad=on_bad, check=check,
-        )  # fmt: skip
-        store.finish()
+    with run_preparer(atlas, encoder.spec.input, options, workers) as prepare_many:
+
+        def work(shown: bool) -> None:
+            encode_segments(
+                shards, encoder, prepare_many, store, batch_size=batch_size,
+                progress=progress and shown, on_bad=on_bad, check=check,
+            )  # fmt: skip
+
+        write_together(store, crew, work)
     return store.folder
 
 

@@ -4,7 +4,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from encoders.atomic import TEMPORARY, sync_folder, write_text
 from encoders.errors import InputError, Problem
+from multimodal.features.crew import Crew, Takes, take_all
 from multimodal.features.fingerprint import as_json, difference, text_digest
 from multimodal.features.shards import shard_inputs, write_shard
 
@@ -33,6 +35,13 @@ class StoreWriter:
         The store of one encoder.
     fingerprint : mapping
         What makes the features, JSON-ready.
+    alone : bool
+        Whether no other process writes shards into it meanwhile.
+
+    Attributes
+    ----------
+    takes : callable
+        Whether a shard, by its name, is this process's to write.
 
     Raises
     ------
@@ -40,8 +49,10 @@ class StoreWriter:
         On entry: another run holds the store, or something else made it.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, alone: bool = True) -> None:
         self.folder = folder
+        self.takes: Takes = take_all
+        self._alone = alone
         self._fingerprint = as_json(fingerprint)
         self._lock = -1
         self._made: list[Path] = []
@@ -85,21 +96,30 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None and self._made and not any(self.folder.rglob("*.parquet")):
+        if (
+            kind is not None
+            and self._alone
+            and self._made
+            and not any(self.folder.rglob("*.parquet"))
+        ):
             self._take_away()
         self._release()
 
     def has(self, name: str, inputs: str) -> bool:
-        """Whether a shard is there and was made from these inputs; it then counts as written."""
+        """Whether nothing is to be done for a shard.
+
+        It is there and was made from these inputs, and then counts as written; or another process
+        has taken it on.
+        """
         if shard_inputs(self.folder / name) != inputs:
-            return False
+            return not self.takes(name)
         self._shards[name] = inputs
         return True
 
     def write(self, name: str, columns: Mapping[str, pa.Array], inputs: str) -> None:
         """Write a shard; a store once complete is not while shards are replaced."""
         if (self.folder / COMPLETE).exists():
-            (self.folder / COMPLETE).unlink()
+            (self.folder / COMPLETE).unlink(missing_ok=True)  # another process may be as far
             sync_folder(self.folder)
         write_shard(self.folder / name, columns, inputs)
         self._shards[name] = inputs
@@ -145,6 +165,40 @@ class StoreWriter:
             if any(folder.iterdir()):
                 return
             folder.rmdir()
+
+
+def write_together(
+    store: StoreWriter,
+    crew: Crew,
+    work: Callable[[bool], None],
+    last: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a store's shards with other processes; it is complete when this returns.
+
+    Parameters
+    ----------
+    store : StoreWriter
+        Not open yet; not `alone` where there are others.
+    crew : Crew
+        Of processes that all do the same.
+    work : callable
+        Writes those of the shards for which `store` has nothing; told whether to show how far it
+        is.
+    last : callable
+        Writes, in the first process, what comes after them.
+    """
+
+    def share(takes: Takes, shown: bool) -> None:
+        store.takes = takes
+        work(shown)
+
+    with store if crew.is_first else nullcontext():
+        crew.from_first(f"{store.folder} is open", lambda: True)
+        crew.share_out(str(store.folder), share)
+        if crew.is_first:
+            last()
+            store.finish()
+    crew.from_first(f"{store.folder} is finished", lambda: True)
 
 
 def _summary(shards: Mapping[str, str]) -> str:

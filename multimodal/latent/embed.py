@@ -17,6 +17,7 @@ from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.cohort.covariates import CovariateCoding
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
+from multimodal.features.crew import Crew
 from multimodal.features.fingerprint import array_digest, code_version, text_digest
 from multimodal.features.read import read_gene_features
 from multimodal.features.tables import GeneFeatures
@@ -113,6 +114,7 @@ def genome_blocks(
     batch_size: int = 8,
     subjects: int = SUBJECTS,
     on_bad: BadParticipant | None = None,
+    crew: Crew | None = None,
 ) -> list[Block]:
     """Encode genomes as the bundle's were, and return them in blocks for its towers.
 
@@ -132,6 +134,8 @@ def genome_blocks(
     on_bad : callable, optional
         Told of each participant who is no sample of the genotypes, and left out; by default they
         are refused.
+    crew : Crew, optional
+        Processes that all call this alike, and share the encoding.
 
     Raises
     ------
@@ -145,7 +149,8 @@ def genome_blocks(
 
     manifest = bundle.manifest
     regions = Path(features_dir) / "regions.bed"
-    write_text(regions, _bed(manifest["regions"]))
+    crew = crew or Crew()
+    crew.from_first(str(regions), lambda: write_text(regions, _bed(manifest["regions"])))
     cohort = replace(cohort, paths=replace(cohort.paths, regions=regions))
     _covariates(manifest, cohort, cohort.participant_ids)  # refused before anything is encoded
     options = genome_options(manifest)
@@ -164,7 +169,7 @@ def genome_blocks(
         cohort = _with_samples(cohort, on_bad)
         if not cohort.participants["genotype_id"].notna().any():
             return []
-    store = encode_genomes(cohort, encoder, options, features_dir, batch_size=batch_size)
+    store = encode_genomes(cohort, encoder, options, features_dir, batch_size=batch_size, crew=crew)
     ids = stored_participants(store)
     made_by = json.dumps(read_fingerprint(store), sort_keys=True)
     aligner = bundle.load_aligner()
@@ -193,6 +198,7 @@ def brain_blocks(
     workers: int = 0,
     subjects: int = SUBJECTS,
     on_bad: BadParticipant | None = None,
+    crew: Crew | None = None,
 ) -> list[Block]:
     """Encode scans as the bundle's were, and return them in blocks; see `genome_blocks`.
 
@@ -212,7 +218,7 @@ def brain_blocks(
     check = scan_check(manifest.get("scans"), manifest["brain"]["spec"])
     store = encode_brains(
         cohort, encoder, bold_options(manifest), features_dir,
-        batch_size=batch_size, workers=workers, check=check, on_bad=on_bad,
+        batch_size=batch_size, workers=workers, check=check, on_bad=on_bad, crew=crew,
     )  # fmt: skip
     made_by = json.dumps(read_fingerprint(store), sort_keys=True)
     aligner = bundle.load_aligner()

@@ -26,13 +26,15 @@ class LatentShards:
     ----------
     table : Path
         The Parquet file to come. The folder goes once it is there.
+    tidy : bool
+        Take away what a killed run left unfinished; only where no other process writes yet.
     """
 
-    def __init__(self, table: Path) -> None:
+    def __init__(self, table: Path, *, tidy: bool = True) -> None:
         self.table = Path(table)
         self.folder = self.table.with_name(f".{self.table.name}.shards")
-        self._seen: list[tuple[str, Path]] = []
-        for stray in self.folder.rglob(f"{TEMPORARY}*"):
+        self._seen: dict[str, dict[int, Path]] = {}
+        for stray in self.folder.rglob(f"{TEMPORARY}*") if tidy else ():
             stray.unlink()
 
     def has(self, modality: str, number: int, inputs: str) -> bool:
@@ -40,7 +42,7 @@ class LatentShards:
         path = self._path(modality, number)
         if shard_inputs(path) != inputs:
             return False
-        self._seen.append((modality, path))
+        self._seen.setdefault(modality, {})[number] = path
         return True
 
     def write(
@@ -64,27 +66,28 @@ class LatentShards:
         path = self._path(modality, number)
         columns = {"participant_id": pa.array(list(participant_ids)), "latent": vectors(values)}
         write_shard(path, columns, inputs)
-        self._seen.append((modality, path))
+        self._seen.setdefault(modality, {})[number] = path
 
     def join(self) -> dict[str, str]:
-        """Write the table from the blocks seen, in their order, one block in memory at a time.
+        """Write the table from the blocks seen, by their numbers, one in memory at a time.
 
         Returns
         -------
         dict of str to str
             A fingerprint for each modality: SHA-256 over participants and latents, row by row.
         """
-        digests = {modality: hashlib.sha256() for modality, _ in self._seen}
+        digests = {modality: hashlib.sha256() for modality in self._seen}
 
         def write(temporary: Path) -> None:
             writer: pq.ParquetWriter | None = None
             try:
-                for modality, path in self._seen:
-                    block = pq.ParquetFile(path).read()
-                    _add_rows(digests[modality], block)
-                    rows = _table_rows(block, modality)
-                    writer = writer or pq.ParquetWriter(temporary, rows.schema)
-                    writer.write_table(rows)
+                for modality, paths in self._seen.items():
+                    for number in sorted(paths):
+                        block = pq.ParquetFile(paths[number]).read()
+                        _add_rows(digests[modality], block)
+                        rows = _table_rows(block, modality)
+                        writer = writer or pq.ParquetWriter(temporary, rows.schema)
+                        writer.write_table(rows)
             finally:
                 if writer is not None:
                     writer.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from encoders.atomic import write_text
 from encoders.errors import InputError, Problem
 from multimodal.cohort.table import Cohort
+from multimodal.features.crew import Crew, Takes
 from multimodal.features.progress import progress_bar
 from multimodal.latent.bundle import Bundle, read_bundle
 from multimodal.latent.embed import (
@@ -24,6 +26,7 @@ from multimodal.latent.embed import (
     with_atlas_of,
 )
 from multimodal.latent.encoders import load_bundle_encoder
+from multimodal.latent.processes import assist, crew_of, device_of
 from multimodal.latent.shards import LatentShards
 from multimodal.latent.table import Latents
 from multimodal.verbs.console import Stages, say, warn
@@ -36,12 +39,28 @@ _SHOWN = 20
 def run(config: DictConfig) -> int:
     """Embed the sides that have files, and write ``latents.parquet``.
 
+    Several processes share the features to encode and the blocks of latents.
+
     Returns
     -------
     int
         1 where somebody was left out because of bad files, else 0.
     """
     sides = _sides(config)
+    settings = OmegaConf.to_container(config, resolve=True)
+    with crew_of(int(config.processes), warn, _take_part, settings, sides) as crew:
+        if crew.is_first:
+            return _embed(config, sides, crew)
+        _take_part(crew, settings, sides)
+    return 0
+
+
+def _take_part(crew: Crew, settings: dict[str, Any], sides: list[str]) -> None:
+    """Embed as one of the processes that are not the first."""
+    assist(crew, lambda: _embed(OmegaConf.create(settings), sides, crew))
+
+
+def _embed(config: DictConfig, sides: list[str], crew: Crew) -> int:
     bundle = read_bundle(config.bundle, revision=config.revision)
     paths = cohort_paths(config.cohort)
     has = {"gene": paths.genotypes is not None, "brain": paths.bold is not None}
@@ -52,8 +71,11 @@ def run(config: DictConfig) -> int:
     if "brain" in sides:
         with_atlas_of(bundle, cohort)  # refused before genomes are encoded for hours
     bad = BadParticipants(stop=config.on_error == "stop")
-    shards = LatentShards(Path(config.latents))
-    done = {side: _embed_side(side, bundle, cohort, config, bad, shards) for side in sides}
+    job = _Job(bundle, cohort, config, bad, crew)
+    shards = LatentShards(Path(config.latents), tidy=crew.is_first)
+    done = {side: _embed_side(side, job, shards) for side in sides}
+    if not crew.is_first:
+        return 0
     if not any(done.values()):
         raise InputError(bad.problems())
     bad.write(Path(config.latents).with_name("failed.tsv"))
@@ -128,7 +150,7 @@ def _sides(config: DictConfig) -> list[str]:
     if config.on_error not in ON_ERROR:
         wanted = f"one of {', '.join(ON_ERROR)}"
         problems.append(Problem("bad-value", "on_error", repr(config.on_error), wanted))
-    for name in ("block_subjects", "workers", "dna_batch_size", "brain_batch_size"):
+    for name in ("block_subjects", "workers", "processes", "dna_batch_size", "brain_batch_size"):
         least = 0 if name == "workers" else 1
         value = config[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -138,48 +160,61 @@ def _sides(config: DictConfig) -> list[str]:
     return sides
 
 
-def _embed_side(
-    side: str,
-    bundle: Bundle,
-    cohort: Cohort,
-    config: DictConfig,
-    bad: BadParticipants,
-    shards: LatentShards,
-) -> set[str]:
+@dataclass(frozen=True)
+class _Job:
+    """What both sides are embedded by."""
+
+    bundle: Bundle
+    cohort: Cohort
+    config: DictConfig
+    bad: BadParticipants
+    crew: Crew
+
+
+def _embed_side(side: str, job: _Job, shards: LatentShards) -> set[str]:
     """Embed one side block by block, and return who is done."""
     with Stages().stage(f"embed {side}", f"{_WHAT[side]} through the bundle's encoder and tower"):
-        blocks = _blocks(side, bundle, cohort, config, bad)
-        total = sum(len(block.participant_ids) for block in blocks)
-        with progress_bar(f"{side} latents", total, "subject", True) as bar:
-            for number, block in enumerate(blocks):
-                if not shards.has(side, number, block.inputs):
-                    values = block.latents()
-                    shards.write(side, number, block.participant_ids, values, block.inputs)
-                bar.update(len(block.participant_ids))
+        blocks = _blocks(side, job)
+
+        def work(takes: Takes, shown: bool) -> None:
+            _write_latents(side, blocks, shards, takes, shown)
+
+        job.crew.share_out(f"{side} latents", work)
     return {who for block in blocks for who in block.participant_ids}
 
 
 _WHAT = {"gene": "genomes", "brain": "scans"}
 
 
-def _blocks(
-    side: str, bundle: Bundle, cohort: Cohort, config: DictConfig, bad: BadParticipants
-) -> Sequence[Block]:
-    def on_bad(who: str, problems: tuple[Problem, ...]) -> None:
-        bad.add(side, who, problems)
+def _write_latents(
+    side: str, blocks: Sequence[Block], shards: LatentShards, takes: Takes, shown: bool
+) -> None:
+    total = sum(len(block.participant_ids) for block in blocks)
+    with progress_bar(f"{side} latents", total, "subject", shown) as bar:
+        for number, block in enumerate(blocks):
+            if not shards.has(side, number, block.inputs) and takes(str(number)):
+                values = block.latents()
+                shards.write(side, number, block.participant_ids, values, block.inputs)
+            bar.update(len(block.participant_ids))
 
-    device, features_dir = str(config.device), Path(config.features.dir)
+
+def _blocks(side: str, job: _Job) -> Sequence[Block]:
+    def on_bad(who: str, problems: tuple[Problem, ...]) -> None:
+        job.bad.add(side, who, problems)
+
+    bundle, cohort, config, crew = job.bundle, job.cohort, job.config, job.crew
+    device, features_dir = device_of(crew, str(config.device)), Path(config.features.dir)
     subjects = int(config.block_subjects)
     if side == "gene":
         dna: Any = load_bundle_encoder(bundle, "dna", config.dna_weights, device)
         return genome_blocks(
             bundle, cohort, dna, features_dir,
-            batch_size=int(config.dna_batch_size), subjects=subjects, on_bad=on_bad,
+            batch_size=int(config.dna_batch_size), subjects=subjects, on_bad=on_bad, crew=crew,
         )  # fmt: skip
     brain: Any = load_bundle_encoder(bundle, "brain", config.brain_weights, device)
     return brain_blocks(
         bundle, cohort, brain, features_dir, batch_size=int(config.brain_batch_size),
-        workers=int(config.workers), subjects=subjects, on_bad=on_bad,
+        workers=int(config.workers), subjects=subjects, on_bad=on_bad, crew=crew,
     )  # fmt: skip
 
 
