@@ -1,12 +1,15 @@
 """Asked to stop, a fit saves and ends; started again, it ends where an undisturbed one does."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -161,26 +164,34 @@ def test_signals_wait_for_whoever_takes_over() -> None:
     assert seen == [None, "SIGTERM"]
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_align_interruption import train
-from multimodal.align.interruption import Interrupted, StopRequest
-stop = StopRequest()
-try:
-    with stop.listening():
-        print("ready", flush=True)
-        result = train(Path({out!r}), stop, epochs=40)
-except Interrupted as interrupted:
-    sys.exit(interrupted.exit_code)
-result.aligner.save({out!r} + "/towers.safetensors")
-"""
-
-
 EXITS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGKILL: -signal.SIGKILL}
+EPOCHS = 24
+# Children of a process that has imported what training needs, and trained nothing.
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["test_align_interruption", "lightning.pytorch", "sklearn.cluster"])
+
+
+def train_in_child(out_dir: Path, ready: Connection) -> None:
+    """Train as a process of its own does, and save what was learned."""
+    torch.set_num_threads(1)
+    stop = StopRequest()
+    try:
+        with stop.listening():
+            ready.send_bytes(b"ready")
+            result = train(out_dir, stop, epochs=EPOCHS)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    result.aligner.save(out_dir / "towers.safetensors")
+
+
+def start_and_wait(out_dir: Path) -> BaseProcess:
+    """Start a child, and wait until it begins."""
+    here, there = WARM.Pipe()
+    process = WARM.Process(target=train_in_child, args=(out_dir, there))
+    process.start()
+    there.close()
+    assert here.recv_bytes() == b"ready"
+    return process
 
 
 @pytest.mark.slow
@@ -188,30 +199,27 @@ EXITS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGKILL: -signal.SIGKILL
 def test_ten_signals_at_random_moments_change_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path))
     random = np.random.default_rng(int(number))
-    ended = EXITS[number]
-    towers = tmp_path / "towers.safetensors"
-    sent = finished = 0
+    begun = time.perf_counter()
+    whole = train(None, epochs=EPOCHS)
+    # Ten of them in one course of training, more or less.
+    longest_s = (time.perf_counter() - begun) / 4
+    sent = courses = 0
     while sent < 10:
-        # Where it finished before its signal, or because of SIGKILLs never gets far, begin anew.
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(random.uniform(0.0, 1.2))
-        process.send_signal(number)
-        code = process.wait()
-        assert code in (0, ended)
-        sent += code == ended
-        finished += code == 0
-        assert finished < 20
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = train(None, epochs=40)
-    finally:
-        torch.set_num_threads(threads)
-    resumed = Aligner.load(whole.aligner.config(), towers)
-    for name, value in whole.aligner.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
+        courses += 1
+        assert courses < 20, "hardly a signal comes before the end"
+        folder = tmp_path / str(courses)
+        code = None
+        while code != 0:
+            process = start_and_wait(folder)
+            if sent < 10:
+                time.sleep(random.uniform(0.0, longest_s))
+                with suppress(ProcessLookupError):  # it has finished
+                    os.kill(process.pid, number)
+            process.join()
+            code = process.exitcode
+            assert code in (0, EXITS[number])
+            sent += code != 0
+        resumed = Aligner.load(whole.aligner.config(), folder / "towers.safetensors")
+        for name, value in whole.aligner.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), name
