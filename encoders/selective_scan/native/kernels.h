@@ -55,6 +55,26 @@ TARGET static void project(const ScanForward &s, const Channels &c, int64_t row,
   }
 }
 
+// `time_steps` for COUNT positions from `t` on, after the projection.
+template <bool SLOPE, int COUNT>
+INLINE void apply_softplus(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                           int64_t t, float *delta, float *input, float *slope) {
+  Vec step[COUNT], rising[COUNT];
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; i++) {
+    step[i] = load(delta + (t + i) * LANES);
+    rising[i] = all(1.0f);
+  }
+  if (s.activate) softplus<SLOPE>(step, rising);
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; i++) {
+    if (SLOPE) store(slope + (t + i) * LANES, rising[i]);
+    store(delta + (t + i) * LANES, step[i]);
+    const Vec u = load_some(at(s.u, row, start + t + i) + c.first, c.count);
+    store(input + (t + i) * LANES, step[i] * u);
+  }
+}
+
 // delta, delta * u and, with SLOPE, the slope of softplus, for a tile.
 template <bool SLOPE>
 TARGET static void time_steps(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
@@ -62,21 +82,13 @@ TARGET static void time_steps(const ScanForward &s, const Channels &c, int64_t r
   int64_t t = 0;
   for (; t + 4 <= length; t += 4) project<4>(s, c, row, start + t, delta + t * LANES);
   for (; t < length; t++) project<1>(s, c, row, start + t, delta + t * LANES);
-  for (t = 0; t < length; t++) {
-    Vec step = load(delta + t * LANES), rising = all(1.0f);
-    if (s.activate) {
-      const Softplus both = softplus(step);
-      step = both.value;
-      rising = both.slope;
-    }
-    if (SLOPE) store(slope + t * LANES, rising);
-    store(delta + t * LANES, step);
-    store(input + t * LANES, step * load_some(at(s.u, row, start + t) + c.first, c.count));
-  }
+  for (t = 0; t + 4 <= length; t += 4)
+    apply_softplus<SLOPE, 4>(s, c, row, start, t, delta, input, slope);
+  for (; t < length; t++) apply_softplus<SLOPE, 1>(s, c, row, start, t, delta, input, slope);
 }
 
 // STATES states of a tile, beginning at `first`: updates `state` [STATES, LANES], adds to `out`.
-template <int STATES>
+template <bool BOUND, int STATES>
 TARGET static void advance(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
                            int64_t length, int64_t first, const float *delta, const float *input,
                            float *state, float *out) {
@@ -92,7 +104,7 @@ TARGET static void advance(const ScanForward &s, const Channels &c, int64_t row,
     Vec even = load(out + t * LANES), odd = {};
 #pragma GCC unroll 16
     for (int n = 0; n < STATES; n++) {
-      h[n] = exp2_of(step * load(a + n * LANES)) * h[n] + x * b[n];
+      h[n] = exp2_of_product<BOUND>(step, load(a + n * LANES)) * h[n] + x * b[n];
       if (n % 2)
         odd += h[n] * g[n];
       else
@@ -104,13 +116,27 @@ TARGET static void advance(const ScanForward &s, const Channels &c, int64_t row,
   for (int n = 0; n < STATES; n++) store(state + n * LANES, h[n]);
 }
 
+// Whether some state of a tile may decay by more than 2^LOWEST_POWER in one position.
+TARGET static bool decays_fast(const ScanForward &s, const Channels &c, int64_t length,
+                               const float *delta) {
+  Vec longest = {}, lowest = {};
+  for (int64_t t = 0; t < length; t++) longest = at_least(load(delta + t * LANES), longest);
+  for (int64_t n = 0; n < s.states; n++) lowest = at_most(load(c.a + n * LANES), lowest);
+  float power[LANES];
+  store(power, longest * lowest);
+  bool slow = true;
+  for (int lane = 0; lane < LANES; lane++) slow = slow && power[lane] >= LOWEST_POWER;
+  return !slow;
+}
+
+template <bool BOUND>
 TARGET static void advance_all(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
                                int64_t length, const float *delta, const float *input, float *state,
                                float *out) {
   int64_t n = 0;
-#define STEP(COUNT)                                                                            \
-  for (; n + COUNT <= s.states; n += COUNT)                                                    \
-    advance<COUNT>(s, c, row, start, length, n, delta, input, state + n * LANES, out);
+#define STEP(COUNT)                                                                               \
+  for (; n + COUNT <= s.states; n += COUNT)                                                       \
+    advance<BOUND, COUNT>(s, c, row, start, length, n, delta, input, state + n * LANES, out);
   STEP(MOST_STATES)
   STEP(4)
   STEP(1)
@@ -139,15 +165,31 @@ TARGET static void turn_weights(const ScanForward &s, int64_t first, float *weig
   turn(s.a + first * s.states, s.states, count, LOG2_E, a);
 }
 
-TARGET static void finish_rows(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
-                               int64_t length, const float *out) {
-  for (int64_t t = 0; t < length; t++) {
-    float *y = at_mutable(s.y, row, start + t) + c.first;
-    Vec value = load(out + t * LANES);
+template <int COUNT>
+INLINE void finish(const ScanForward &s, const Channels &c, int64_t row, int64_t position,
+                   const float *out) {
+  Vec gate[COUNT];
+  if (s.gate.data) {
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; i++)
+      gate[i] = load_some(at(s.gate, row, position + i) + c.first, c.count);
+    silu(gate);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; i++) {
+    float *y = at_mutable(s.y, row, position + i) + c.first;
+    Vec value = load(out + i * LANES);
     if (s.accumulate) value += load_some(y, c.count);
-    if (s.gate.data) value *= silu(load_some(at(s.gate, row, start + t) + c.first, c.count));
+    if (s.gate.data) value *= gate[i];
     store_some(y, value, c.count);
   }
+}
+
+TARGET static void finish_rows(const ScanForward &s, const Channels &c, int64_t row, int64_t start,
+                               int64_t length, const float *out) {
+  int64_t t = 0;
+  for (; t + 4 <= length; t += 4) finish<4>(s, c, row, start + t, out + t * LANES);
+  for (; t < length; t++) finish<1>(s, c, row, start + t, out + t * LANES);
 }
 
 // Where a block of channels keeps what it needs: its state, and its weights turned.
@@ -174,7 +216,10 @@ TARGET static void scan_tile(const ScanForward &s, const Channels &c, int64_t ro
     if (s.skip) skipped = c.skip * load_some(at(s.u, row, start + t) + c.first, c.count);
     store(out + t * LANES, skipped);
   }
-  advance_all(s, c, row, start, length, delta, input, state, out);
+  if (decays_fast(s, c, length, delta))
+    advance_all<true>(s, c, row, start, length, delta, input, state, out);
+  else
+    advance_all<false>(s, c, row, start, length, delta, input, state, out);
   finish_rows(s, c, row, start, length, out);
 }
 
@@ -236,7 +281,7 @@ struct Backward {
 };
 
 // STATES states of one tile, backwards. `carry` is dL/dh after the tile, then before it.
-template <int STATES>
+template <bool BOUND, int STATES>
 TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, int64_t start,
                            int64_t length, int64_t first, const float *kept, float *carry,
                            float *grad_a) {
@@ -252,7 +297,7 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
     const Vec step = load(w.delta + t * LANES), x = load(w.input + t * LANES);
 #pragma GCC unroll 16
     for (int n = 0; n < STATES; n++) {
-      const Vec decay = exp2_of(step * load(a + n * LANES));
+      const Vec decay = exp2_of_product<BOUND>(step, load(a + n * LANES));
       store(w.before + (j * STATES + n) * LANES, h[n]);
       store(w.decay + (j * STATES + n) * LANES, decay);
       h[n] = decay * h[n] + x * b[n];
@@ -296,12 +341,14 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
   }
 }
 
+template <bool BOUND>
 TARGET static void retreat_all(const Backward &w, const Channels &c, int64_t row, int64_t start,
                                int64_t length, const float *kept, float *carry, float *grad_a) {
   int64_t n = 0;
-#define STEP(COUNT)                                                                         \
-  for (; n + COUNT <= w.s.states; n += COUNT)                                               \
-    retreat<COUNT>(w, c, row, start, length, n, kept, carry + n * LANES, grad_a + n * LANES);
+#define STEP(COUNT)                                                                            \
+  for (; n + COUNT <= w.s.states; n += COUNT)                                                  \
+    retreat<BOUND, COUNT>(w, c, row, start, length, n, kept, carry + n * LANES,                \
+                          grad_a + n * LANES);
   STEP(MOST_STATES_BACKWARD)
   STEP(4)
   STEP(1)
@@ -315,7 +362,10 @@ TARGET static void backward_tile(const Backward &w, const Channels &c, int64_t r
   const ScanForward &s = w.s;
   time_steps<true>(s, c, row, start, length, w.delta, w.input, w.slope);
   for (int64_t i = 0; i < length * LANES; i++) w.grad_input[i] = w.grad_step[i] = 0.0f;
-  retreat_all(w, c, row, start, length, kept, carry, grad_a);
+  if (decays_fast(s, c, length, w.delta))
+    retreat_all<true>(w, c, row, start, length, kept, carry, grad_a);
+  else
+    retreat_all<false>(w, c, row, start, length, kept, carry, grad_a);
   for (int64_t t = 0; t < length; t++) {
     const Vec u = load_some(at(s.u, row, start + t) + c.first, c.count);
     const Vec dy = load_some(at(w.q.grad_y, row, start + t) + c.first, c.count);
@@ -391,6 +441,27 @@ INLINE int64_t position_of(const Convolution &q, int64_t j) {
 }
 
 // One position, from the last TAPS read; `weight` is [TAPS, channels].
+// BLOCKS times LANES channels of one position, from `first` on.
+template <int TAPS, int BLOCKS>
+INLINE void convolve_channels(const Convolution &q, const float *const (&from)[TAPS],
+                              const float *weight, int64_t width, int64_t first, float *to) {
+  const int64_t left = q.channel_end - first;
+  Vec sum[BLOCKS];
+#pragma GCC unroll 4
+  for (int i = 0; i < BLOCKS; i++) {
+    const int64_t channel = first + i * LANES, count = left - i * LANES;
+    sum[i] = (Vec){};
+    if (q.bias) sum[i] = load_some(q.bias + channel, count);
+#pragma GCC unroll 8
+    for (int k = 0; k < TAPS; k++)
+      sum[i] += load(weight + k * width + channel - q.channel_begin) *
+                load_some(from[k] + channel, count);
+  }
+  silu(sum);
+#pragma GCC unroll 4
+  for (int i = 0; i < BLOCKS; i++) store_some(to + first + i * LANES, sum[i], left - i * LANES);
+}
+
 template <int TAPS>
 TARGET static void convolve_position(const Convolution &q, int64_t row, int64_t j,
                                      const float *weight, int64_t width) {
@@ -398,15 +469,11 @@ TARGET static void convolve_position(const Convolution &q, int64_t row, int64_t 
 #pragma GCC unroll 8
   for (int k = 0; k < TAPS; k++) from[k] = at(q.x, row, position_of(q, j + k + 1 - TAPS));
   float *to = at_mutable(q.y, row, position_of(q, j));
-  for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
-    const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
-    Vec sum = {};
-    if (q.bias) sum = load_some(q.bias + first, count);
-#pragma GCC unroll 8
-    for (int k = 0; k < TAPS; k++)
-      sum += load(weight + k * width + first - q.channel_begin) * load_some(from[k] + first, count);
-    store_some(to + first, silu(sum), count);
-  }
+  int64_t first = q.channel_begin;
+  for (; first + 4 * LANES <= q.channel_end; first += 4 * LANES)
+    convolve_channels<TAPS, 4>(q, from, weight, width, first, to);
+  for (; first < q.channel_end; first += LANES)
+    convolve_channels<TAPS, 1>(q, from, weight, width, first, to);
 }
 
 // Weights [channels, taps] as [taps, width], zeros behind the last channel.

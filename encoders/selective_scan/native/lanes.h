@@ -42,46 +42,91 @@ INLINE Vec at_most(Vec value, Vec bound) { return value > bound ? bound : value;
 #endif
 INLINE Vec magnitude(Vec value) { return (Vec)((IntVec)value & 0x7fffffff); }
 
-// 2^x, relative error 1.5e-7; below 2^-126 it stays there. x must not pass 127.
-INLINE Vec exp2_of(Vec x) {
-  x = at_least(x, all(-126.0f));
-  // Adding 1.5 * 2^23 leaves the nearest whole number in the last bits.
-  const Vec magic = all(12582912.0f);
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);
-  // Minimax polynomial of degree 5 for 2^f on [-1/2, 1/2] in relative error, 1 at zero.
-  Vec p = all(0.001326472731307149f) * f + all(0.009671512991189957f);
-  p = p * f + all(0.05550733581185341f);
-  p = p * f + all(0.24022242426872253f);
-  p = p * f + all(0.6931470036506653f);
-  p = p * f + all(1.0f);
-  return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+// Several vectors take each step side by side: with one, every step would wait for the one before.
+// W is their number; their order changes no bit.
+#define EACH _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
+
+// Adding it leaves the nearest whole number in a float's last bits, 1.5 * 2^23.
+#define MAGIC 12582912.0f
+
+// 2^(whole + f) for f in [-1/2, 1/2], relative error 1.5e-7; `shifted` is MAGIC + whole.
+template <int W>
+INLINE void exp2_from(const Vec (&shifted)[W], const Vec (&f)[W], Vec (&to)[W]) {
+  Vec p[W];
+  // Minimax polynomial of degree 5 in relative error, 1 at zero.
+  EACH p[i] = all(0.001326472731307149f) * f[i] + all(0.009671512991189957f);
+  EACH p[i] = p[i] * f[i] + all(0.05550733581185341f);
+  EACH p[i] = p[i] * f[i] + all(0.24022242426872253f);
+  EACH p[i] = p[i] * f[i] + all(0.6931470036506653f);
+  EACH p[i] = p[i] * f[i] + all(1.0f);
+  EACH to[i] = (Vec)((IntVec)p[i] + ((IntVec)shifted[i] << 23));
+}
+
+// 2^x; below 2^-126 it stays there. x must not pass 127.
+template <int W>
+INLINE void exp2_of(Vec (&x)[W]) {
+  Vec shifted[W];
+  EACH x[i] = at_least(x[i], all(-126.0f));
+  EACH shifted[i] = x[i] + all(MAGIC);
+  EACH x[i] -= shifted[i] - all(MAGIC);
+  exp2_from(shifted, x, x);
+}
+
+// 2^(a x), a x at most 127; without BOUND at least LOWEST_POWER too, with it the result stays there.
+#define LOWEST_POWER -125.0f
+template <bool BOUND>
+INLINE Vec exp2_of_product(Vec a, Vec x) {
+  Vec shifted[1] = {a * x + all(MAGIC)};
+  if (BOUND) shifted[0] = at_least(shifted[0], all(MAGIC + LOWEST_POWER));
+  Vec f[1] = {a * x - (shifted[0] - all(MAGIC))};
+  if (BOUND) f[0] = at_least(f[0], all(-0.5f));
+  exp2_from(shifted, f, f);
+  return f[0];
 }
 
 #define LOG2_E 1.44269504088896f
 
-// log(1 + exp(x)) and its derivative, the logistic function.
-struct Softplus {
-  Vec value, slope;
-};
-INLINE Softplus softplus(Vec x) {
-  const Vec e = exp2_of(magnitude(x) * all(-LOG2_E));
+// log(1 + exp(x)) and, with SLOPE, its derivative, the logistic function.
+template <bool SLOPE, int W>
+INLINE void softplus(Vec (&x)[W], Vec (&slope)[W]) {
+  Vec e[W], s[W], q[W], p[W];
+  EACH e[i] = magnitude(x[i]) * all(-LOG2_E);
+  exp2_of(e);
   // log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3; minimax in s^2.
-  const Vec s = e / (all(2.0f) + e);
-  const Vec q = s * s;
-  Vec p = all(0.280119925737381f) * q + all(0.28001803159713745f);
-  p = p * q + all(0.4002152681350708f);
-  p = p * q + all(0.666664183139801f);
-  p = p * q + all(2.0f);
-  const Vec larger = all(1.0f) / (all(1.0f) + e);
-  return {at_least(x, all(0.0f)) + p * s, x < all(0.0f) ? e * larger : larger};
+  EACH s[i] = e[i] / (all(2.0f) + e[i]);
+  EACH q[i] = s[i] * s[i];
+  EACH p[i] = all(0.280119925737381f) * q[i] + all(0.28001803159713745f);
+  EACH p[i] = p[i] * q[i] + all(0.4002152681350708f);
+  EACH p[i] = p[i] * q[i] + all(0.666664183139801f);
+  EACH p[i] = p[i] * q[i] + all(2.0f);
+  if (SLOPE) {
+    EACH q[i] = all(1.0f) / (all(1.0f) + e[i]);
+    EACH slope[i] = x[i] < all(0.0f) ? e[i] * q[i] : q[i];
+  }
+  EACH x[i] = at_least(x[i], all(0.0f)) + p[i] * s[i];
 }
 
-// x / (1 + exp(-x)), and its derivative through the logistic function.
-INLINE Vec logistic(Vec x) {
-  return all(1.0f) / (all(1.0f) + exp2_of(at_most(x * all(-LOG2_E), all(126.0f))));
+// 1 + exp(-x), from which the logistic function and SiLU follow.
+template <int W>
+INLINE void one_and_exp_minus(const Vec (&x)[W], Vec (&to)[W]) {
+  EACH to[i] = at_most(x[i] * all(-LOG2_E), all(126.0f));
+  exp2_of(to);
+  EACH to[i] += all(1.0f);
 }
-INLINE Vec silu(Vec x) { return x / (all(1.0f) + exp2_of(at_most(x * all(-LOG2_E), all(126.0f)))); }
+
+// x / (1 + exp(-x)).
+template <int W>
+INLINE void silu(Vec (&x)[W]) {
+  Vec below[W];
+  one_and_exp_minus(x, below);
+  EACH x[i] /= below[i];
+}
+INLINE Vec logistic(Vec x) {
+  Vec one[1] = {x}, below[1];
+  one_and_exp_minus(one, below);
+  return all(1.0f) / below[0];
+}
+#undef EACH
 
 INLINE float sum_of(Vec value) {
   float lanes[LANES];
