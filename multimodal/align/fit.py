@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from multimodal.align.aligner import Aligner, covariate_tensor, pool_brains, pool_genes
@@ -27,8 +28,9 @@ from multimodal.align.loggers import make_loggers
 from multimodal.align.losses import Kinship
 from multimodal.align.module import AlignModule
 from multimodal.align.options import AlignOptions, SideOptions
-from multimodal.align.processes import joined
+from multimodal.align.processes import Processes, joined
 from multimodal.align.running import TrainerOptions
+from multimodal.align.strategy import ShardedStrategy
 from multimodal.align.warmstart import start_from_cca
 from multimodal.features.tables import BrainFeatures, GeneFeatures
 from projectors.standardise import StandardiserOptions
@@ -242,7 +244,9 @@ def _train(
                 accelerator=options.accelerator,
                 devices=running.devices,
                 num_nodes=running.num_nodes,
-                strategy=running.strategy,
+                strategy=_strategy(running),
+                # Units put together in inference mode could not be used with gradients later.
+                inference_mode=not running.sharded,
                 plugins=[_Settled()],
                 use_distributed_sampler=False,
                 logger=make_loggers(running.logger, Path(out_dir) / "logs") if out_dir else False,
@@ -256,11 +260,28 @@ def _train(
             )
             with nullcontext() if stop is None else stop.noting():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    module.cpu().load_kept(keeper.best_weights)
+        best_weights = keeper.best_weights
+        if module.sharded:
+            module.join()
+            best_weights = _from_first(processes, module.kept_state(), best_weights)
+    module.cpu().load_kept(best_weights)
     best = None
     if folder is not None and options.epochs:
         best = folder / ("best.ckpt" if (folder / "best.ckpt").exists() else "last.ckpt")
     return FitResult(aligner.eval(), pd.DataFrame(keeper.history), keeper.best_epoch, best)
+
+
+def _strategy(running: TrainerOptions) -> str | Strategy:
+    if running.sharded:
+        return ShardedStrategy()
+    return "auto" if running.strategy == "fsdp" else running.strategy
+
+
+def _from_first(
+    processes: Processes, names: Iterable[str], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Give all processes what only the first has, tensor by tensor."""
+    return {name: processes.from_first(partial(values.__getitem__, name)) for name in names}
 
 
 def _module(

@@ -31,7 +31,9 @@ def split_rows(inputs: Sequence[Rows], parts: int) -> list[tuple[Tensor, ...]]:
     return list(zip(*(torch.tensor_split(table, parts) for table in inputs), strict=True))
 
 
-def encode_cached(encode: Encode, inputs: Sequence[Rows], parts: int) -> tuple[Tensor, ...]:
+def encode_cached(
+    encode: Encode, inputs: Sequence[Rows], parts: int, *, sharded: bool = False
+) -> tuple[Tensor, ...]:
     """Encode a batch part by part, keeping latents only; part by part again in the backward pass.
 
     The backward pass through what is returned re-encodes the last part first. It runs inside the
@@ -46,6 +48,9 @@ def encode_cached(encode: Encode, inputs: Sequence[Rows], parts: int) -> tuple[T
     inputs : sequence of Tensor [b, ...]
     parts : int
         At least 1.
+    sharded : bool
+        Whether `encode` is split between processes (`multimodal.align.sharding`): all of them then
+        encode as many parts, with rows or without.
 
     Returns
     -------
@@ -53,21 +58,33 @@ def encode_cached(encode: Encode, inputs: Sequence[Rows], parts: int) -> tuple[T
         What `encode` gives for the whole batch, up to the draws of dropout.
     """
     pieces = split_rows(inputs, parts)
-    # Where there are no rows at all, one empty part still ties the parameters to the loss.
-    pieces = [piece for piece in pieces if len(piece[0])] or pieces[:1]
-    encoded = [encode_part(encode, piece) for piece in pieces]
+    if not sharded:
+        # Where there are no rows at all, one empty part still ties the parameters to the loss.
+        pieces = [piece for piece in pieces if len(piece[0])] or pieces[:1]
+    encoded = [encode_part(encode, piece, sharded=sharded) for piece in pieces]
     return tuple(torch.cat(tables) for tables in zip(*encoded, strict=True))
 
 
-def encode_part(encode: Encode, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def encode_part(
+    encode: Encode, inputs: Sequence[Tensor], *, sharded: bool = False
+) -> tuple[Tensor, ...]:
     """Encode rows, keeping nothing but the result; the backward pass encodes them once more.
 
     Parameters
     ----------
-    encode, inputs
+    encode, inputs, sharded
         As for `encode_cached`.
     """
-    found: tuple[Tensor, ...] = checkpoint(
-        encode, *inputs, use_reentrant=False, preserve_rng_state=True
-    )
+    found: tuple[Tensor, ...]
+    if sharded:
+        # A backward pass of its own for each part: units are put together, reduce their gradients
+        # and are taken apart within it, so that no process holds all gradients of all parts. It
+        # wants an input with gradients, which rows do not have.
+        anchor = torch.zeros((), requires_grad=True)
+        found = checkpoint(
+            lambda _, *rows: encode(*rows),
+            anchor, *inputs, use_reentrant=True, preserve_rng_state=True,
+        )  # fmt: skip
+    else:
+        found = checkpoint(encode, *inputs, use_reentrant=False, preserve_rng_state=True)
     return found

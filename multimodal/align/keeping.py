@@ -19,7 +19,8 @@ class Keeper(Checkpoint):
     """Keeps the history and the best weights, stops a fit that no longer improves, saves it.
 
     All of its state travels in the checkpoint, so a resumed fit decides as an undisturbed one. Of
-    several processes only the first writes; all must take part.
+    several processes only the first writes; all must take part. Of networks that are split between
+    them, only the first keeps the best weights.
 
     Parameters
     ----------
@@ -72,7 +73,11 @@ class Keeper(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not go on with a fit that had already stopped early."""
         # Decisions are made in every process, and must be the same.
-        self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))
+        state = self.state_dict()
+        if getattr(pl_module, "sharded", False):
+            best = state.pop("best_weights")
+            self.best_weights = best if trainer.is_global_zero else {}
+        self.load_state_dict(trainer.strategy.broadcast(state))
         if self.stop is not None:
             self.stop.take_over()  # Lightning's own answer to SIGTERM saves nothing
         trainer.should_stop = trainer.should_stop or self.stopped

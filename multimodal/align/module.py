@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torchmetrics import MeanMetric
 
 from multimodal.align.adversary import Adversary
@@ -19,6 +21,14 @@ from multimodal.align.gradient_cache import encode_cached, encode_part, split_ro
 from multimodal.align.losses import AlignLoss, Kinship, rank_percentiles
 from multimodal.align.losses.choice import Pairs
 from multimodal.align.options import AlignOptions
+from multimodal.align.sharding import (
+    ShardedAdamW,
+    Shards,
+    average_whole_gradients,
+    clip_gradients,
+    gathered,
+    shard_unit,
+)
 
 
 class AlignModule(LightningModule):
@@ -58,6 +68,29 @@ class AlignModule(LightningModule):
         self.save_hyperparameters({"align": options.as_dict()})
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.val_percentile = MeanMetric()
+        self._shards: Shards | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the networks are split between the processes."""
+        return self._shards is not None
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split the networks between the processes of a mesh, until `join`; a collective."""
+        self._shards = Shards(self._roots())
+        for tower in (self.aligner.gene, self.aligner.brain):
+            shard_unit(tower, mesh)
+            register_fsdp_forward_method(tower, "project")
+
+    def join(self) -> None:
+        """Put the networks together again, on the CPU in every process; a collective."""
+        if self._shards is not None:
+            self._shards.join()
+            self._shards = None
+
+    def _roots(self) -> list[nn.Module]:
+        """All that `shard` splits."""
+        return [self.aligner.gene, self.aligner.brain]
 
     def logit_scale(self) -> Tensor:
         """Learned inverse temperature, between 1 and the largest allowed."""
@@ -115,16 +148,45 @@ class AlignModule(LightningModule):
         """AdamW on all that learns, with the learning rates' courses by epochs."""
         options = self.options
         groups = self._parameter_groups()
-        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+        kind = ShardedAdamW if self.sharded else torch.optim.AdamW
+        optimizer = kind(groups, lr=options.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_courses())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
         }
 
+    def on_after_backward(self) -> None:
+        """Keep equal in all processes what is not split, as distributed data parallel does."""
+        if self.sharded:
+            average_whole_gradients(self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of the gradient of all parameters, split or not."""
+        if not self.sharded:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        elif gradient_clip_val:
+            clip_gradients(
+                (p for group in optimizer.param_groups for p in group["params"]), gradient_clip_val
+            )
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds; of split networks, in the first process only."""
+        return self._gathered(self.state_dict())
+
     def kept_state(self) -> dict[str, Tensor]:
-        """Return all that was learned and is kept of the best epoch."""
-        return self.aligner.state_dict()
+        """Return all that was learned and is kept of the best epoch, as `checkpoint_state`."""
+        return self._gathered(self.aligner.state_dict())
+
+    def _gathered(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gathered(state, keep=self.global_rank == 0) if self.sharded else dict(state)
 
     def load_kept(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that `kept_state` gave."""
@@ -169,7 +231,9 @@ class AlignModule(LightningModule):
         """Loss of all processes' rows, encoded here at once or in parts, by gradient caching."""
         parts = self.options.accumulate
         if parts > 1:
-            gene, brain = encode_cached(self._encode, self._inputs(batch), parts)
+            gene, brain = encode_cached(
+                self._encode, self._inputs(batch), parts, sharded=self.sharded
+            )
         else:
             gene, brain = self._encode(*self._inputs(batch))
         return self._gathered_loss(gene, brain, batch)[0]
@@ -180,7 +244,7 @@ class AlignModule(LightningModule):
         found = []
         for piece in split_rows(list(known.values()), self.options.accumulate):
             part = Batch(**dict(zip(known, piece, strict=True)))
-            gene, brain = encode_part(self._encode, self._inputs(part))
+            gene, brain = encode_part(self._encode, self._inputs(part), sharded=self.sharded)
             found.append(self._gathered_loss(gene, brain, part))
         losses, rows = zip(*found, strict=True)
         weight = torch.tensor(rows, dtype=losses[0].dtype, device=losses[0].device)

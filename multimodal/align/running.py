@@ -5,9 +5,11 @@ Imports neither torch nor lightning.
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 from encoders.errors import InputError, Problem
+
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 LOGGERS = {"csv": None, "tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Loggers by name, with the package each of them needs."""
@@ -23,15 +25,17 @@ class TrainerOptions:
         Processes on each machine; with ``align.accelerator=gpu``, a GPU each.
     num_nodes : int
         Machines.
-    strategy : {"auto", "ddp"}
-        ``auto`` is distributed data parallel as well where there are several processes.
+    strategy : {"auto", "ddp", "fsdp"}
+        How several processes train. ``ddp``, and ``auto`` as well: each of them has whole
+        networks. ``fsdp``: networks, gradients and the optimiser's state are split between them,
+        for encoders too large for one; of one process it is ``auto``.
     logger : tuple of str
         Some of `LOGGERS`, in the ``logs`` folder; none at all is fine.
     """
 
     devices: int = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Strategy = "auto"
     logger: tuple[str, ...] = ("csv", "tensorboard")
 
     def __post_init__(self) -> None:
@@ -40,9 +44,9 @@ class TrainerOptions:
             for name in ("devices", "num_nodes")
             if getattr(self, name) < 1
         ]
-        if self.strategy not in ("auto", "ddp"):
-            found = repr(self.strategy)
-            problems.append(Problem("bad-option", "trainer.strategy", found, "auto or ddp"))
+        if self.strategy not in get_args(Strategy):
+            found, wanted = repr(self.strategy), "auto, ddp or fsdp"
+            problems.append(Problem("bad-option", "trainer.strategy", found, wanted))
         for name in self.logger:
             if name not in LOGGERS:
                 wanted = f"some of {', '.join(LOGGERS)}"
@@ -59,6 +63,11 @@ class TrainerOptions:
                 )
         if problems:
             raise InputError(problems)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether networks are split between processes."""
+        return self.strategy == "fsdp" and self.processes > 1
 
     @property
     def processes(self) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from multimodal.align.aligner import Aligner
 from multimodal.align.data import AlignDataset, EpochSampler
@@ -73,7 +75,8 @@ def train(case: dict[str, Any], rank: int = 0, processes: int = 1, wrapper: str 
     if wrapper == "ddp":
         step = nn.parallel.DistributedDataParallel(step)
     elif wrapper == "fsdp":
-        shard(module)
+        module.shard(init_device_mesh("cpu", (dist.get_world_size(),)))
+        assert all(held < full for held, full in sizes(module.aligner.gene))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     sampler = EpochSampler(np.arange(SUBJECTS), case["batch_size"], 0, rank, processes)
     losses = []
@@ -81,24 +84,21 @@ def train(case: dict[str, Any], rank: int = 0, processes: int = 1, wrapper: str 
         optimizer.zero_grad()
         loss = step(dataset[wanted], index)
         loss.backward()
+        module.on_after_backward()
         optimizer.step()
         losses.append(loss.detach())
-    weights = {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in module.state_dict().items()
-        if value.is_floating_point()
-    }
+    module.join()
+    weights = {n: value for n, value in module.state_dict().items() if value.is_floating_point()}
     return {"losses": torch.stack(losses), "weights": weights}
 
 
-def shard(module: AlignModule) -> None:
-    """FSDP over the heads; the scalars of the loss, which it cannot cut, stay whole."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for tower in (module.aligner.gene, module.aligner.brain):
-        fully_shard(tower.head, mesh=mesh)
+def sizes(network: nn.Module) -> list[tuple[int, int]]:
+    """Return how many numbers of each split parameter this process holds, and of how many."""
+    return [
+        (parameter.to_local().numel(), parameter.numel())
+        for parameter in network.parameters()
+        if isinstance(parameter, DTensor)
+    ]
 
 
 def train_as_one_of(

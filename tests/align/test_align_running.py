@@ -62,7 +62,7 @@ def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_bad_options_are_told_at_once() -> None:
     with pytest.raises(InputError) as error:
-        TrainerOptions(devices=0, num_nodes=0, strategy="fsdp")  # type: ignore[arg-type]
+        TrainerOptions(devices=0, num_nodes=0, strategy="split")  # type: ignore[arg-type]
     assert [problem.where for problem in error.value.problems] == [
         "trainer.devices", "trainer.num_nodes", "trainer.strategy",
     ]  # fmt: skip

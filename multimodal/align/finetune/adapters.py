@@ -22,10 +22,13 @@ class Reach:
         Names of parameters that gradients of the features reach.
     linear : list of str
         Names of linear layers that are called; of others only the weights are taken.
+    called : frozenset of str
+        Names of all modules that are called.
     """
 
     parameters: list[str]
     linear: list[str]
+    called: frozenset[str] = frozenset()
 
 
 def find_reach(network: nn.Module, first: Callable[[], Tensor]) -> Reach:
@@ -41,31 +44,40 @@ def find_reach(network: nn.Module, first: Callable[[], Tensor]) -> Reach:
     first : callable
         Encodes something by it.
     """
-    called: set[nn.Module] = set()
     named = dict(network.named_parameters())
     before = {name: parameter.requires_grad for name, parameter in named.items()}
-    hooks = [
-        module.register_forward_hook(lambda layer, *_: called.add(layer))
-        for module in network.modules()
-        if isinstance(module, nn.Linear)
-    ]
+    totals: list[Tensor] = []
     try:
         network.requires_grad_(True)
         with torch.enable_grad():
-            total = first().sum()
-        if not total.requires_grad:
+            called = modules_called(network, lambda: totals.append(first().sum()))
+        if not totals[0].requires_grad:
             return Reach([], [])
         # Nothing is left in the parameters' own gradients.
-        found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        found = torch.autograd.grad(totals[0], list(named.values()), allow_unused=True)
     finally:
-        for hook in hooks:
-            hook.remove()
         for name, parameter in named.items():
             parameter.requires_grad_(before[name])
     reached = [name for name, one in zip(named, found, strict=True) if one is not None]
+    names = [name for name, module in network.named_modules() if module in called]
     # A network that is a single layer has no place where another could stand instead.
-    linear = [name for name, module in network.named_modules() if name and module in called]
-    return Reach(reached, linear)
+    linear = [name for name in names if name and isinstance(network.get_submodule(name), nn.Linear)]
+    return Reach(reached, linear, frozenset(names))
+
+
+def modules_called(network: nn.Module, work: Callable[[], object]) -> set[nn.Module]:
+    """Return the modules of a network that are called while some work is done."""
+    called: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_hook(lambda layer, *_: called.add(layer))
+        for module in network.modules()
+    ]
+    try:
+        work()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def train_all(network: nn.Module, reach: Reach) -> dict[str, nn.Parameter]:

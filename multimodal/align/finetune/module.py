@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from multimodal.align.aligner import Aligner
 from multimodal.align.data import Batch, SegmentSubsets
@@ -65,10 +66,25 @@ class FineTuneModule(AlignModule):
             side: part for side, part in self.encoders.items() if isinstance(part, TunedEncoder)
         }
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """As `AlignModule.shard`; layers of the encoders are split one by one."""
+        super().shard(mesh)
+        for part in self.tuned().values():
+            part.shard(mesh)
+
+    def join(self) -> None:
+        """As `AlignModule.join`."""
+        super().join()
+        for part in self.tuned().values():
+            part.turns = None
+
+    def _roots(self) -> list[nn.Module]:
+        return [*super()._roots(), *(part.encoder for part in self.tuned().values())]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """As `AlignModule.training_step`."""
         loss = super().training_step(batch, batch_idx)
-        if process_count() > 1:
+        if process_count() > 1 and not self.sharded:
             # Other processes wait for each parameter's gradient, also where a side is still frozen
             # or this process has no row.
             for parameter in self._trained().values():
@@ -84,7 +100,7 @@ class FineTuneModule(AlignModule):
 
     def kept_state(self) -> dict[str, Tensor]:
         """Return the aligner's state and what the encoders learned."""
-        return {**super().kept_state(), **self._trained()}
+        return {**super().kept_state(), **self._gathered(self._trained())}
 
     def load_kept(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state that `kept_state` gave."""
@@ -94,16 +110,22 @@ class FineTuneModule(AlignModule):
             for name, parameter in self._trained().items():
                 parameter.copy_(state[name])
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what of the encoders does not change."""
-        super().on_save_checkpoint(checkpoint)
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """As `AlignModule.checkpoint_state`, without what of the encoders does not change."""
         # By identity, since what is shared within a network has several names.
         trained = {id(parameter) for parameter in self._trained().values()}
-        checkpoint["state_dict"] = {
+        changing = {
             name: value.detach()
             for name, value in self.state_dict(keep_vars=True).items()
             if not name.startswith(_PREFIX) or id(value) in trained
         }
+        return self._gathered(changing)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what of the encoders does not change."""
+        super().on_save_checkpoint(checkpoint)
+        if not self.sharded:
+            checkpoint["state_dict"] = self.checkpoint_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what was left out from the encoders as they were loaded."""

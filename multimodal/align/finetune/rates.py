@@ -26,7 +26,7 @@ def layer_depths(network: nn.Module) -> dict[str, int]:
     ----------
     network : nn.Module
     """
-    layers = _innermost_layers(network)
+    layers = innermost_layers(network)
     depths: dict[str, int] = {}
     depth, current = 0, ""
     for name, _ in network.named_parameters():
@@ -37,7 +37,8 @@ def layer_depths(network: nn.Module) -> dict[str, int]:
     return depths
 
 
-def _innermost_layers(network: nn.Module) -> list[str]:
+def innermost_layers(network: nn.Module) -> list[str]:
+    """Return the names of a network's layers, as `layer_depths` tells them, in order."""
     stacks = [name for name, m in network.named_modules() if hasattr(m, "recompute_layers")]
     lists = [
         name

@@ -6,12 +6,26 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from encoders.base import Encoder
 from encoders.errors import InputError, Problem
-from multimodal.align.finetune.adapters import Reach, find_reach, train_adapters, train_all
+from multimodal.align.finetune.adapters import (
+    Reach,
+    find_reach,
+    modules_called,
+    train_adapters,
+    train_all,
+)
 from multimodal.align.finetune.delta import Delta
 from multimodal.align.finetune.options import EncoderTuning, FineTuneOptions
+from multimodal.align.finetune.rates import innermost_layers
+from multimodal.align.sharding import (
+    Turns,
+    independent,
+    put_together_without_gradients,
+    shard_unit,
+)
 from multimodal.features.devices import device_of
 
 
@@ -47,8 +61,8 @@ class TunedEncoder(nn.Module):
 
     Attributes
     ----------
-    trained : dict of str to Parameter
-        What learns, by its name in the encoder's backbone.
+    turns : Turns or None
+        While the encoder is split between processes.
 
     Raises
     ------
@@ -78,11 +92,47 @@ class TunedEncoder(nn.Module):
                 Problem("nothing-to-tune", where, found, "an encoder that can learn", fix)
             )
         self._base: Delta = {}
+        self._reach = reach
+        self.turns: Turns | None = None
         if self.tuning.method == "full":
-            self.trained = train_all(network, reach)
-            self._base = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
+            trained = train_all(network, reach)
+            self._base = {n: p.detach().cpu().clone() for n, p in trained.items()}
         else:
-            self.trained = train_adapters(network, reach, self.tuning, seed, where)
+            trained = train_adapters(network, reach, self.tuning, seed, where)
+        self._names = tuple(trained)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What learns, by its name in the encoder's backbone; shares of it while it is split."""
+        return {name: self.encoder.backbone.get_parameter(name) for name in self._names}
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Split the encoder between processes, its layers one by one; a collective.
+
+        Parameters
+        ----------
+        mesh : DeviceMesh
+            Of one dimension, all processes.
+        """
+        network = self.encoder.backbone
+        layers = [network.get_submodule(name) for name in self._splittable_layers()]
+        units = independent(layers, network)
+        with torch.no_grad():
+            called = modules_called(self.encoder, lambda: self.inputs.first(self.encoder))
+        for unit in units:
+            shard_unit(unit, mesh)
+        shard_unit(self.encoder, mesh)
+        put_together_without_gradients(self.encoder, [unit for unit in units if unit not in called])
+        self.turns = Turns(self.encoder)
+
+    def _splittable_layers(self) -> list[str]:
+        """Layers that are called, or take no part in the features; others are read from outside."""
+        return [
+            name
+            for name in innermost_layers(self.encoder.backbone)
+            if name in self._reach.called
+            or not any(reached.startswith(f"{name}.") for reached in self._reach.parameters)
+        ]
 
     def train(self, mode: bool = True) -> "TunedEncoder":
         """Stay in eval mode."""
@@ -103,8 +153,11 @@ class TunedEncoder(nn.Module):
         device = device_of(self.encoder).type
         # What only chooses the epoch is computed as the bundle will compute it.
         reduced = self.bf16 and torch.is_grad_enabled()
-        with torch.autocast(device, torch.bfloat16, enabled=reduced):
-            return self.inputs.pooled(self.encoder, rows, kept_segments)
+        # Narrow copies of weights must not outlive the layer's turn to be whole.
+        cached = self.turns is None
+        with torch.autocast(device, torch.bfloat16, enabled=reduced, cache_enabled=cached):
+            pooled = self.inputs.pooled(self.encoder, rows, kept_segments)
+            return pooled if self.turns is None else self.turns.fill(pooled)
 
     @torch.no_grad()
     def rounding_ratio(self, rows: np.ndarray) -> float:
@@ -124,15 +177,16 @@ class TunedEncoder(nn.Module):
     @torch.no_grad()
     def delta(self) -> Delta:
         """Return what was learned, to be applied to the encoder as it came."""
+        trained = self.trained
         if self.tuning.method == "full":
             return {
                 f"{name}:full": (p.detach().cpu().double() - self._base[name].double()).to(p.dtype)
-                for name, p in self.trained.items()
+                for name, p in trained.items()
             }
         learned: Delta = {}
         layers: dict[str, Any] = dict(self.encoder.backbone.named_modules())
         for name, layer in layers.items():
-            if f"{name}.lora_A.default.weight" not in self.trained:
+            if f"{name}.lora_A.default.weight" not in trained:
                 continue
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
             scaled = up * layer.scaling["default"]
