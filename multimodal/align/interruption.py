@@ -3,7 +3,7 @@
 Clusters send one of the first two some time before they take a machine away. Outside training a
 signal ends the run at once, since stores and results are written whole or not at all; within it
 the signal is noted, and training saves a checkpoint before the next step. A second Ctrl-C does not
-wait.
+wait. Signals that the program around us handles already are left to it: submitit requeues its jobs.
 """
 
 import signal
@@ -61,9 +61,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        # Programs that scripts start in the background are to ignore Ctrl-C.
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        self._taken = SIGNALS[:-1] if ignored else SIGNALS
+        self._taken = tuple(number for number in SIGNALS if _is_ours(number))
         before = [(number, signal.getsignal(number)) for number in self._taken]
         self._take_signals()
         try:
@@ -110,3 +108,11 @@ class StopRequest:
         self.by = signal.Signals(number).name
         if not self._noting:
             raise Interrupted(self.by)
+
+
+def _is_ours(number: signal.Signals) -> bool:
+    handler = signal.getsignal(number)
+    if number == signal.SIGINT:
+        # Programs that scripts start in the background are to ignore Ctrl-C.
+        return handler is not signal.SIG_IGN
+    return handler is None or isinstance(handler, signal.Handlers)

@@ -223,3 +223,17 @@ def test_ten_signals_at_random_moments_change_nothing(
         resumed = Aligner.load(whole.aligner.config(), folder / "towers.safetensors")
         for name, value in whole.aligner.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_signals_that_others_handle_are_left_to_them() -> None:
+    """Submitit's jobs pass over SIGTERM and requeue themselves at another signal."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with StopRequest().listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
