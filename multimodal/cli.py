@@ -12,12 +12,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from encoders.errors import InputError
 from multimodal.verbs.mistyped import find_flag_problems, find_setting_problems
 from multimodal.verbs.positional import spell_out, spell_out_push
 from multimodal.verbs.settings_page import settings_page
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 VERBS = {
     "demo": "simulate a small cohort and run everything below on it",
@@ -54,6 +57,8 @@ _FLAGS_WITH_VALUE = (
 )  # fmt: skip
 
 
+# Verbs that train: their sweeps may search for what is best for people held out of the training.
+_WITH_OBJECTIVE = ("align", "demo")
 _WITH_PLAIN_WORDS = {"encoders": spell_out, "push": spell_out_push}
 # Another root config than ours: Hydra's own help then.
 _OTHER_CONFIG = ("--config-path", "-cp", "--config-name", "-cn")
@@ -106,8 +111,9 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     """Compose the verb's configuration with Hydra, run it, and turn errors into exit codes."""
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+
+    from multimodal.verbs import sweep
 
     problems = find_flag_problems(verb, overrides, _FLAGS_WITH_VALUE)
     if problems:
@@ -130,21 +136,17 @@ def run_verb(verb: str, overrides: list[str]) -> int:
         return 0
     multirun = bool({"-m", "--multirun"} & set(overrides))
     if multirun:
-        overrides = [*overrides, *_folders_of_jobs(verb, overrides)]
-        logging.getLogger(_LAUNCHER).addFilter(_without_folders_of_jobs)
+        overrides = [*overrides, *_folders_of_jobs(verb, overrides), *_maximised(overrides)]
+        for name in _LAUNCHERS:
+            logging.getLogger(name).addFilter(_without_folders_of_jobs)
     overrides = [*overrides, f"hydra.job.name={verb}"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; we word them
     exit_code = 0
 
-    def task(config: DictConfig) -> Any:
+    def task(config: "DictConfig") -> float | None:
         nonlocal exit_code
-        module = importlib.import_module(f"multimodal.verbs.{verb}")
-        try:
-            code = int(module.run(config) or 0)
-        except InputError as error:  # worded here, so that a sweep goes on with its other jobs
-            print(_bad_input(verb, error), file=sys.stderr)
-            code = 2
-        exit_code = max(exit_code, code)
+        exit_code, objective = _one_job(verb, config)
+        return objective
 
     sys.argv = [f"genebold {verb}", *overrides]
     runner = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=verb)(task)
@@ -156,7 +158,35 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return exit_code
+    except Exception:
+        if not (multirun and sweep.exit_code()):
+            raise
+        print(f"genebold {verb}: the sweep ends here, since a job failed", file=sys.stderr)
+    return sweep.exit_code() if multirun else exit_code
+
+
+def _one_job(verb: str, config: "DictConfig") -> tuple[int, float | None]:
+    """Run a verb as it is configured: its exit code, and what a sweep may look for the best of."""
+    from multimodal.verbs import sweep
+
+    module = importlib.import_module(f"multimodal.verbs.{verb}")
+    objective = None
+    try:
+        code = int(module.run(config) or 0)
+        if verb in _WITH_OBJECTIVE and not code:
+            objective = sweep.objective(config)
+    except InputError as error:  # worded here, so that a sweep goes on with its other jobs
+        print(_bad_input(verb, error), file=sys.stderr)
+        code = 2
+    sweep.note_exit_code(code)
+    return code, objective
+
+
+def _maximised(overrides: list[str]) -> list[str]:
+    """Return the direction of a search that was asked for on the command line."""
+    asked = any(word.lstrip("+") == "hydra/sweeper=optuna" for word in overrides)
+    direction = "hydra.sweeper.direction"
+    return [f"{direction}=maximize"] if asked and not _is_set(overrides, direction) else []
 
 
 def _folders_of_jobs(verb: str, overrides: list[str]) -> list[str]:
@@ -168,8 +198,11 @@ def _folders_of_jobs(verb: str, overrides: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in own.items() if not _is_set(overrides, key)]
 
 
-# Hydra's module that announces the jobs of a sweep, and what we added to each.
-_LAUNCHER = "hydra._internal.core_plugins.basic_launcher"
+# Modules that announce the jobs of a sweep, and what we added to each.
+_LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+)
 _OWN_FOLDER = re.compile(r" [\w.]+=\S*hydra\\?:runtime\S*")
 
 

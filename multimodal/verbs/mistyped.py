@@ -18,6 +18,11 @@ FLAGS = (
     "--shell-completion", "-sc", "--info", "-i",
 )  # fmt: skip
 _CFG_CHOICES = ("job", "hydra", "all")
+# Choices that are there once a plugin of Hydra is installed.
+_OF_PLUGINS = {
+    "hydra/sweeper": ("optuna",),
+    "hydra/launcher": ("submitit_slurm", "submitit_local"),
+}
 _NOT_OVERRIDDEN = re.compile(r"Could not override '([^'@]+)")
 
 
@@ -120,7 +125,7 @@ def _expanded(verb: str, overrides: Sequence[str]) -> tuple[list[list[str]], lis
                 fix = f"`genebold {verb} --help` lists them"
             problems.append(Problem("not-a-setting", word, "not a setting", wanted, fix))
             continue
-        if parsed.is_sweep_override() and not parsed.is_range_sweep():
+        if parsed.is_choice_sweep():
             key = parsed.input_line.partition("=")[0] if parsed.input_line else parsed.key_or_group
             words.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
         else:
@@ -171,6 +176,8 @@ def _unknown_choice(group: str, name: str, known: Sequence[str]) -> Problem:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     wanted = f"one of {', '.join(sorted(known))}"
     guess = f"did you mean {' or '.join(near)}?" if near else ""
+    if name in _OF_PLUGINS.get(group, ()):
+        guess = "pip install 'genebold[sweeps]' brings it"
     return Problem("unknown-choice", f"{group}={name}", "unknown choice", wanted, guess)
 
 

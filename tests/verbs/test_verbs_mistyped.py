@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from multimodal.cli import _FLAGS_WITH_VALUE, config_dir, main
+from multimodal.verbs import mistyped
 from multimodal.verbs.mistyped import find_flag_problems, find_setting_problems
 
 
@@ -41,6 +42,18 @@ def test_everything_wrong_is_told_at_once() -> None:
 def test_every_choice_of_a_sweep_is_looked_at() -> None:
     texts = said("align", "brain=fc,brainml", "align.epoch=2,3")
     assert [text.split(":")[0] for text in texts] == ["align.epoch", "brain=brainml"]
+
+
+def test_intervals_of_a_search_are_no_mistakes() -> None:
+    words = ["align.learning_rate=tag(log,interval(1e-6,1e-3))", "align.epohcs=range(1,3)"]
+    (text,) = said("align", *words)
+    assert "did you mean align.epochs?" in text
+
+
+def test_a_choice_of_a_plugin_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mistyped._OF_PLUGINS, "hydra/sweeper", ("absent",))
+    (text,) = said("align", "hydra/sweeper=absent")
+    assert "pip install 'genebold[sweeps]'" in text
 
 
 def test_choices_of_a_folder_of_ones_own_are_known(tmp_path: Path) -> None:
