@@ -47,6 +47,8 @@ def test_every_experiment_runs(finished_cohort: Path, tmp_path: Path, name: str)
     if name == "brain_encoders":
         # The others want longer runs than this cohort's; the demo's sweep has them.
         words += ["brain=fc"]
+    if name == "search_settings":
+        words += ["hydra.sweeper.n_trials=2"]
     if name == "frozen_or_fine_tuned":
         words += ["brain.config.frames=32", "dna.config={d_model: 16, n_layer: 1}"]
     if name in ("first_alignment", "random_caduceus", "without_covariates"):
