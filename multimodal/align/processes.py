@@ -257,3 +257,25 @@ def refuse_other_number(started: int, options: TrainerOptions) -> None:
             "set both to what torchrun or srun start",
         )
     )
+
+
+def refuse_several(verb: str) -> None:
+    """Raise `InputError` where several processes were started for what a single one does.
+
+    Parameters
+    ----------
+    verb : str
+        Of the command line.
+    """
+    started = place().processes
+    if started == 1:
+        return
+    raise InputError(
+        Problem(
+            "process-count",
+            f"genebold {verb}",
+            f"{started} processes were started",
+            "one, since all of them would write the same files",
+            f"run `genebold {verb}` without torchrun, or by srun --ntasks=1",
+        )
+    )
