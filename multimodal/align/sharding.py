@@ -166,7 +166,7 @@ def _square(tensors: list[Tensor], like: Tensor) -> Tensor:
 class ShardedAdamW(torch.optim.AdamW):
     """AdamW whose groups may hold split and whole parameters; its state dict is as AdamW's."""
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; torch's kernels for lists of tensors want either kind alone."""
         with torch.enable_grad():
             loss = None if closure is None else closure()

@@ -61,7 +61,7 @@ def run(config: DictConfig) -> int:
     """
     refuse_bad_settings(config)
     others = companions(
-        trainer_options(config), _accompany, OmegaConf.to_container(config, resolve=True)
+        trainer_options(config), accompany, OmegaConf.to_container(config, resolve=True)
     )
     stop = StopRequest()
     try:
@@ -79,7 +79,7 @@ def run(config: DictConfig) -> int:
     return 0
 
 
-def _accompany(settings: dict[str, Any]) -> None:
+def accompany(settings: dict[str, Any]) -> None:
     """Take part as one of the processes that the first one started."""
     stop = StopRequest()
     try:

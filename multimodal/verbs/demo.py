@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from encoders.errors import InputError
+from multimodal.align.processes import companions, refuse_several
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.latent.bundle import read_bundle
 from multimodal.latent.table import read_latents
-from multimodal.verbs.align import align
+from multimodal.verbs.align import accompany, align
 from multimodal.verbs.check import check
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.embed import embed
@@ -21,7 +22,7 @@ from multimodal.verbs.evaluate import evaluate
 from multimodal.verbs.record import read_record, update_metrics, write_json
 from multimodal.verbs.settings import plain
 from multimodal.verbs.simulate import simulate, world_of
-from multimodal.verbs.upfront import refuse_bad_settings
+from multimodal.verbs.upfront import refuse_bad_settings, trainer_options
 
 _WORLDS = {
     "signal": "common variants drive network connectivity",
@@ -32,6 +33,7 @@ _WORLDS = {
 
 def run(config: DictConfig) -> int:
     """Simulate, check, encode, align, evaluate, embed and report."""
+    refuse_several("demo")
     from multimodal.report.page import write_report
 
     refuse_bad_settings(config)
@@ -47,7 +49,9 @@ def run(config: DictConfig) -> int:
     if problems:
         raise InputError(problems)
     cohort = read_cohort(paths)
-    align(config, cohort, stages)
+    settings = OmegaConf.to_container(config, resolve=True)
+    with companions(trainer_options(config), accompany, settings):
+        align(config, cohort, stages)
     metrics = evaluate(
         output_dir, read_record(output_dir), cohort, plain(config.evaluation), stages
     )

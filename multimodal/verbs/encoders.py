@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
+from multimodal.align.processes import refuse_several
 from multimodal.verbs.console import say
 from multimodal.verbs.encoder_pages import list_page, show_page, verify_page
 from multimodal.verbs.positional import WORDS
@@ -18,6 +19,7 @@ from multimodal.verbs.settings import flag, plain
 
 def run(config: DictConfig) -> int:
     """Do one action; ``verify`` fails (exit code 1) where a check does."""
+    refuse_several("encoders")
     actions: Mapping[str, Callable[[DictConfig], int]] = {
         "list": _list,
         "show": _show,

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from encoders.errors import InputError, Problem
 from multimodal.align.finetune.options import FineTuneOptions
 from multimodal.align.options import AlignOptions
+from multimodal.align.processes import refuse_several
 from multimodal.cohort.covariates import covariate_matrix
 from multimodal.cohort.kinship import components
 from multimodal.cohort.splits import make_folds, read_split
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 def run(config: DictConfig) -> int:
     """Evaluate the alignment in ``output_dir``, or print the plan of a cohort."""
+    refuse_several("evaluate")
     if flag(config.plan, "plan"):
         plan_cohort(config)
         return 0

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
+from multimodal.align.processes import refuse_several
 from multimodal.latent.push import push_bundle
 from multimodal.verbs.console import say
 from multimodal.verbs.settings import flag
@@ -10,6 +11,7 @@ from multimodal.verbs.settings import flag
 
 def run(config: DictConfig) -> int:
     """Upload a bundle, and say how it is embedded with."""
+    refuse_several("push")
     if config.repo is None:
         usage = "genebold push BUNDLE_DIR OWNER/NAME"
         raise InputError(Problem("missing-repo", "repo", "none", "a hub id OWNER/NAME", usage))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from multimodal.align.processes import refuse_several
 from multimodal.report.page import write_report
 from multimodal.verbs.console import say
 
 
 def run(config: DictConfig) -> int:
     """Write ``report.html`` into ``output_dir``."""
+    refuse_several("report")
     say(f"report in {write_report(Path(config.output_dir))}")
     return 0

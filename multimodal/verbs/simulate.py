@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
+from multimodal.align.processes import refuse_several
 from multimodal.simulate.options import SimulationOptions
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.settings import options, plain
@@ -12,6 +13,7 @@ from multimodal.verbs.settings import options, plain
 
 def run(config: DictConfig) -> int:
     """Write the cohort that ``cohort`` describes into ``cohort.dir``."""
+    refuse_several("simulate")
     with Stages().stage("simulate", f"{world_of(config.cohort)} world, seed {config.cohort.seed}"):
         folder = simulate(config.cohort)
     people = len(pd.read_csv(folder / "participants.tsv", sep="\t", usecols=["participant_id"]))

@@ -1,5 +1,6 @@
 """Processes, loggers: what they may be, and that a fit of several is the fit of one."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_the_environment_says_who_is_who(
         joined(TrainerOptions(), "cpu"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "encode", "encoders", "evaluate", "push", "report", "simulate"]
+)
+def test_what_one_process_does_is_not_done_by_several(
+    monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    module: Any = importlib.import_module(f"multimodal.verbs.{verb}")
+    with pytest.raises(InputError, match=f"genebold {verb}: 4 processes were started"):
+        module.run(None)
 
 
 def test_several_machines_want_a_launcher() -> None:
