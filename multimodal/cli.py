@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # torch's large tensors in large pages: less waiting for memory where encoders are trained.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    warnings.formatwarning = partial(_worded_warning, _usual_warning)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) > 1 and words[0] == "help":
         words = [*words[1:], "--help"]
@@ -105,6 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"genebold: no verb '{verb}'.{hint} Verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     return run_verb(verb, overrides)
+
+
+_usual_warning = warnings.formatwarning
+_PACKAGES = tuple(
+    str(Path(__file__).parents[1] / name) + os.sep for name in ("encoders", "multimodal")
+)
+
+
+def _worded_warning(
+    usual: Callable[..., str],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return one line for what our own code warns of: whoever runs a command reads no source."""
+    if issubclass(category, UserWarning) and filename.startswith(_PACKAGES):
+        return f"genebold: note: {message}\n"
+    return usual(message, category, filename, lineno, line)
 
 
 def run_verb(verb: str, overrides: list[str]) -> int:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from multimodal import cli
 from multimodal.align.options import AlignOptions
 from multimodal.verbs.align_words import say_gain, say_retrieval, training_words
 from multimodal.verbs.sweep import CompareRuns
@@ -67,3 +68,14 @@ def test_a_sweep_says_whom_it_counts_and_why_not(
     header = (tmp_path / "comparison.tsv").read_text().splitlines()[0].split("\t")
     assert "gallery" not in header
     assert {"raw subjects", "matched subjects"} <= set(header)
+
+
+def test_what_our_code_warns_of_is_one_line() -> None:
+    def usual(*words: object) -> str:
+        return "as always"
+
+    ours, theirs = cli.__file__, "/somewhere/torch/nn.py"
+    said = cli._worded_warning(usual, UserWarning("slow path"), UserWarning, ours, 1)
+    assert said == "genebold: note: slow path\n"
+    assert cli._worded_warning(usual, "slow", UserWarning, theirs, 1) == "as always"
+    assert cli._worded_warning(usual, "old", DeprecationWarning, ours, 1) == "as always"
