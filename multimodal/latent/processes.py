@@ -122,7 +122,7 @@ def _work(
     crew.meet("all")
 
 
-def assist(crew: Crew, work: Callable[[], None]) -> None:
+def assist(crew: Crew, work: Callable[[], object]) -> None:
     """Do the part of a process that is not the first: silent, but for what breaks it.
 
     Parameters

@@ -30,7 +30,7 @@ from multimodal.latent.processes import assist, crew_of, device_of
 from multimodal.latent.shards import LatentShards
 from multimodal.latent.table import Latents
 from multimodal.verbs.console import Stages, say, warn
-from multimodal.verbs.settings import cohort_paths
+from multimodal.verbs.settings import cohort_paths, plain
 
 ON_ERROR = ("continue", "stop")
 _SHOWN = 20
@@ -47,7 +47,7 @@ def run(config: DictConfig) -> int:
         1 where somebody was left out because of bad files, else 0.
     """
     sides = _sides(config)
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = plain(config)
     with crew_of(int(config.processes), warn, _take_part, settings, sides) as crew:
         if crew.is_first:
             return _embed(config, sides, crew)
