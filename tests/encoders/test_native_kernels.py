@@ -189,6 +189,14 @@ def test_convolution(level: str, length: int, taps: int, reverse: bool) -> None:
     assert all(relative_rms(a.grad, b.grad) <= 5e-6 for a, b in zip(single, exact, strict=True))
 
 
+def test_silu_far_from_zero(level: str) -> None:
+    from encoders.selective_scan import convolve_silu
+
+    x = torch.tensor([-3e38, -1e30, -200.0, -90.0, 0.0, 90.0, 1e30, torch.nan])
+    found = convolve_silu(x[None, :, None], torch.ones(1, 1), None)[0, :, 0]
+    torch.testing.assert_close(found, F.silu(x), rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
 def test_operators_are_well_formed() -> None:
     """Shape functions, autograd registration and schemas, as torch.compile wants them."""
     from encoders.selective_scan import cpu

@@ -114,12 +114,12 @@ INLINE void one_and_exp_minus(const Vec (&x)[W], Vec (&to)[W]) {
   EACH to[i] += all(1.0f);
 }
 
-// x / (1 + exp(-x)).
+// x / (1 + exp(-x)); far below zero it is nothing, however far.
 template <int W>
 INLINE void silu(Vec (&x)[W]) {
   Vec below[W];
   one_and_exp_minus(x, below);
-  EACH x[i] /= below[i];
+  EACH x[i] = at_least(x[i], all(-1e4f)) / below[i];
 }
 INLINE Vec logistic(Vec x) {
   Vec one[1] = {x}, below[1];
