@@ -20,7 +20,12 @@ from encoders.errors import InputError, Problem
 from encoders.hub import fetch, is_hub_id
 from multimodal.latent.card import model_card, public_metrics
 from multimodal.latent.delta import DELTA, KEY, file_sha256, find_delta_problems, write_delta
-from multimodal.latent.manifest import FORMAT, SIDES, find_manifest_problems
+from multimodal.latent.manifest import (
+    FORMAT,
+    FORMAT_WITH_CHANGES,
+    SIDES,
+    find_manifest_problems,
+)
 
 if TYPE_CHECKING:
     from multimodal.align.aligner import Aligner
@@ -93,7 +98,7 @@ def write_bundle(
     fresh.mkdir(parents=True)
     towers = aligner.save(fresh / TOWERS)
     content = {
-        "format": FORMAT,
+        "format": FORMAT_WITH_CHANGES if deltas else FORMAT,
         **manifest,
         "towers": towers,
         "towers_sha256": file_sha256(fresh / TOWERS),

@@ -22,6 +22,9 @@ KEY = "encoder_delta"
 def write_delta(folder: Path, deltas: Mapping[str, Delta]) -> dict[str, Any]:
     """Write the changes of some encoders, and return what the manifest says of them.
 
+    A change of nothing but zeros is written too, where training kept its start: a bundle whose
+    settings speak of fine-tuning and that holds no change is one that somebody took it out of.
+
     Parameters
     ----------
     folder : Path

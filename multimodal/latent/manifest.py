@@ -15,7 +15,9 @@ from multimodal.features.options import GenomeOptions
 from multimodal.genome.regions import Region
 from multimodal.latent.delta import KEY
 
-FORMAT = 1
+FORMAT, FORMAT_WITH_CHANGES = 1, 2
+"""The second where encoders were fine-tuned: a reader that knows only the first would use the
+published weights, and must refuse. (The first bundles with changes still said 1.)"""
 SIDES = ("dna", "brain")
 _MAPPINGS = ("dna", "brain", "genome", "bold", "towers")
 _REQUIRED = ("format", *_MAPPINGS, "regions", "towers_sha256")
@@ -23,6 +25,7 @@ _REQUIRED = ("format", *_MAPPINGS, "regions", "towers_sha256")
 _CODE_KEY = re.compile(r"_(target|partial|args|convert|recursive)_")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COPY = "copy the bundle again, or align again"
+_KNOWN = f"a bundle of format {FORMAT} or {FORMAT_WITH_CHANGES}"
 
 
 def find_manifest_problems(manifest: Any, file: Path) -> list[Problem]:
@@ -39,9 +42,9 @@ def find_manifest_problems(manifest: Any, file: Path) -> list[Problem]:
         return [_broken(file, f"a {type(manifest).__name__}", "a JSON object")]
     missing = [key for key in _REQUIRED if key not in manifest]
     if missing:
-        return [_broken(file, f"keys missing: {missing}", f"a bundle of format {FORMAT}")]
-    if manifest["format"] != FORMAT:
-        return [_broken(file, f"format {manifest['format']!r}", f"a bundle of format {FORMAT}")]
+        return [_broken(file, f"keys missing: {missing}", _KNOWN)]
+    if manifest["format"] not in (FORMAT, FORMAT_WITH_CHANGES):
+        return [_broken(file, f"format {manifest['format']!r}", _KNOWN)]
     wrong = [key for key in _MAPPINGS if not isinstance(manifest[key], dict)]
     if wrong:
         return [_broken(file, f"no mapping: {wrong}", "a mapping under each of these keys")]
@@ -59,7 +62,7 @@ def find_manifest_problems(manifest: Any, file: Path) -> list[Problem]:
     problems += _region_problems(manifest["regions"], f"{file} regions")
     if not _SHA256.fullmatch(str(manifest["towers_sha256"])):
         problems.append(_broken(f"{file} towers_sha256", "no SHA-256", "64 hexadecimal digits"))
-    problems += _delta_problems(manifest.get(KEY), _tuned_sides(manifest), f"{file} {KEY}")
+    problems += _delta_problems(manifest, f"{file} {KEY}")
     return problems
 
 
@@ -101,10 +104,13 @@ def _tuned_sides(manifest: Mapping[str, Any]) -> Any:
     return asked.get("sides") if isinstance(asked, dict) else None
 
 
-def _delta_problems(said: Any, tuned: Any, where: str) -> Iterator[Problem]:
+def _delta_problems(manifest: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    said, tuned = manifest.get(KEY), _tuned_sides(manifest)
     if said is None:
         if tuned:
             yield _broken(where, "nothing", f"what was learned by {tuned}, as align.fine_tune says")
+        elif manifest["format"] == FORMAT_WITH_CHANGES:
+            yield _broken(where, "nothing", "what was learned, as the format says")
         return
     sides = said.get("sides") if isinstance(said, dict) else None
     known = [side for side in sorted(SIDES) if isinstance(sides, list) and side in sides]

@@ -23,7 +23,7 @@ from multimodal.features.store import read_fingerprint
 from multimodal.genome.regions import read_regions
 from multimodal.latent import load_aligner
 from multimodal.latent.bundle import CARD, Bundle, read_bundle, write_bundle
-from multimodal.latent.delta import DELTA, file_sha256
+from multimodal.latent.delta import DELTA, changed_sides, file_sha256
 from multimodal.latent.encoders import load_bundle_encoder
 from multimodal.latent.push import find_forbidden, push_bundle
 from multimodal.latent.scans import describe_scans
@@ -138,6 +138,18 @@ def test_damaged_changes_are_refused_before_anything_is_loaded(bundle: Path) -> 
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"align\.fine_tune says"):
         read_bundle(bundle)
+    del manifest["align"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="as the format says"):
+        read_bundle(bundle)
+
+
+def test_readers_that_know_no_changes_refuse_them(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert manifest["format"] == 2
+    # As the first of them were written.
+    (bundle / "bundle.json").write_text(json.dumps({**manifest, "format": 1}))
+    assert changed_sides(read_bundle(bundle).manifest) == ["brain", "dna"]
 
 
 @pytest.mark.parametrize("how", ["shape", "name", "side", "half", "nan", "kind"])
