@@ -21,6 +21,25 @@ from multimodal.align.gather import process_count
 T = TypeVar("T")
 
 
+@torch.no_grad()
+def make_equal(module: nn.Module, device: torch.device) -> None:
+    """Give all processes the numbers of the first, as distributed data parallel does; a collective.
+
+    Machines of different kinds may have begun with others, in the last bits or by a sign.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Not split yet.
+    device : torch.device
+        Over which processes exchange tensors.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        value = tensor.to(device, copy=True)
+        dist.broadcast(value, src=0)
+        tensor.copy_(value)
+
+
 def shard_unit(unit: nn.Module, mesh: DeviceMesh) -> None:
     """Split a module's parameters that no unit below it has split already; a collective.
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from multimodal.align.gather import process_count
 from multimodal.align.module import AlignModule
-from multimodal.align.sharding import split_optimizer_state, whole_optimizer_state
+from multimodal.align.sharding import make_equal, split_optimizer_state, whole_optimizer_state
 
 
 class ShardedStrategy(DDPStrategy):
@@ -31,6 +31,7 @@ class ShardedStrategy(DDPStrategy):
 
     def model_to_device(self) -> None:
         """Split the networks unit by unit, so that no device ever holds all of them."""
+        make_equal(self._aligned, self.root_device)
         mesh = init_device_mesh(self.root_device.type, (process_count(),))
         self._aligned.shard(mesh)
         super().model_to_device()

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import finetune_cohort
 import pytest
 import torch
+import torch.distributed as dist
 from distributed_sharding import free_port, train, train_as_one_of
-from finetune_cohort import Stored, align_options, store
+from features.feature_files import TinyBrain
+from finetune_cohort import Stored, align_options, module_of, store
 from process_group import found_by, run_in_processes
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from encoders.errors import InputError
 from multimodal.align.fit import FitResult
 from multimodal.align.options import AlignOptions
 
@@ -118,3 +123,34 @@ def test_a_checkpoint_is_gone_on_with_by_any_strategy(
         undisturbed = in_processes(2, tmp_path / "whole", tiny, options)
         for name, value in undisturbed[0]["weights"].items():
             assert torch.equal(resumed[0]["weights"][name], value), name
+
+
+class Reading(nn.Module):
+    """Reads the weights of a layer that it calls, as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 4)])
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](values)) * self.layers[0].bias
+
+
+def test_an_encoder_that_cannot_be_split_is_refused(
+    tiny: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(*_: str) -> TinyBrain:
+        made = TinyBrain()
+        made.backbone = Reading()
+        return made.double()
+
+    monkeypatch.setattr(finetune_cohort, "encoder", reading)
+    module, _ = module_of(tiny, align_options(("brain",)))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            InputError, match=r"tiny_brain cannot be split \(.*set trainer.strategy"
+        ):
+            module.shard(init_device_mesh("cpu", (1,)))
+    finally:
+        dist.destroy_process_group()

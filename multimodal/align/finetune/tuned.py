@@ -113,7 +113,30 @@ class TunedEncoder(nn.Module):
         ----------
         mesh : DeviceMesh
             Of one dimension, all processes.
+
+        Raises
+        ------
+        InputError
+            torch cannot split this encoder.
         """
+        try:
+            self._shard(mesh)
+            self._try_once()
+        # Where code outside of a layer reads the layer's weights, for one.
+        except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
+            name = self.encoder.spec.name
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                Problem(
+                    "cannot-split",
+                    "trainer.strategy=fsdp",
+                    f"{name} cannot be split ({reason})",
+                    "an encoder whose layers' weights are read within the layers only",
+                    "set trainer.strategy=ddp",
+                )
+            ) from error
+
+    def _shard(self, mesh: DeviceMesh) -> None:
         network = self.encoder.backbone
         layers = [network.get_submodule(name) for name in self._splittable_layers()]
         units = independent(layers, network)
@@ -124,6 +147,14 @@ class TunedEncoder(nn.Module):
         shard_unit(self.encoder, mesh)
         put_together_without_gradients(self.encoder, [unit for unit in units if unit not in called])
         self.turns = Turns(self.encoder)
+
+    def _try_once(self) -> None:
+        """Encode something forth and back, and leave nothing of it."""
+        with torch.no_grad():
+            self.inputs.first(self.encoder)
+        with torch.enable_grad():
+            self.inputs.first(self.encoder).sum().backward()
+        self.encoder.zero_grad()
 
     def _splittable_layers(self) -> list[str]:
         """Layers that are called, or take no part in the features; others are read from outside."""
