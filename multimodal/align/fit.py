@@ -219,15 +219,6 @@ def _train(
     aligner, data = setting.aligner, setting.data
     folder = None if out_dir is None else Path(out_dir) / "checkpoints"
     module = _module(setting, options, encoders)
-    keeper = Keeper(
-        _untrained_figures(module, data),
-        module.kept_state(),
-        options.patience,
-        folder,
-        options.checkpoint_every,
-        stop,
-        first_epoch=options.fine_tune.last_start(),
-    )
     with joined(running, options.accelerator) as processes:
         checkpoint = None
         if folder is not None:
@@ -237,6 +228,16 @@ def _train(
             }
             prepare = partial(prepare_folder, folder, digests, resume)
             checkpoint = processes.from_first(prepare)
+        # A checkpoint has these figures; to find them, everybody would be encoded again.
+        keeper = Keeper(
+            {} if checkpoint else _untrained_figures(module, data),
+            module.kept_state(),
+            options.patience,
+            folder,
+            options.checkpoint_every,
+            stop,
+            first_epoch=options.fine_tune.last_start(),
+        )
         shown: list[Callback] = [EpochBar()] if progress and processes.is_first else []
         if options.epochs:
             trainer = Trainer(

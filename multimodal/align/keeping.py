@@ -122,9 +122,7 @@ class Keeper(Checkpoint):
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
         """Whether a signal came, to this or to another process; the same in each."""
-        if self.stop is None:
-            return False
-        came = self.stop.by is not None
+        came = self.stop is not None and self.stop.by is not None
         return bool(trainer.strategy.reduce_boolean_decision(came, all=False))
 
     def _end(self, after: str) -> None:

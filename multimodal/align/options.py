@@ -230,8 +230,10 @@ class AlignOptions:
 
     def fingerprint(self) -> str:
         """Digest of all that shapes the trained weights; not of how often they are saved."""
-        beside = ["checkpoint_every"] if self.fine_tune.sides else ["checkpoint_every", "fine_tune"]
+        beside = ("checkpoint_every", "fine_tune")
         shaping = {k: v for k, v in self.as_dict().items() if k not in beside}
+        if tuning := self.fine_tune.shaping():
+            shaping["fine_tune"] = tuning
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +64,39 @@ def run(config: DictConfig) -> int:
     others = companions(
         trainer_options(config), accompany, OmegaConf.to_container(config, resolve=True)
     )
+    with stoppable("align") as stop, others:
+        _align_as_one_of(config, stop)
+    return 0
+
+
+@contextmanager
+def stoppable(verb: str) -> Iterator[StopRequest]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C end the block in order, and say how to go on.
+
+    Raises
+    ------
+    SystemExit
+        On a signal.
+    """
     stop = StopRequest()
     try:
-        with stop.listening(), others:
-            _align_as_one_of(config, stop)
+        with stop.listening():
+            yield stop
     except Interrupted as interrupted:
         if place().rank == 0:
             print(
-                f"genebold align: {interrupted}; the same command goes on from here "
+                f"genebold {verb}: {interrupted}; the same command goes on from here "
                 f"(exit code {interrupted.exit_code})",
                 file=sys.stderr,
             )
         # Not returned: a sweep is to end here as well.
         raise SystemExit(interrupted.exit_code) from None
-    return 0
 
 
 def accompany(settings: dict[str, Any]) -> None:
     """Take part as one of the processes that the first one started."""
-    stop = StopRequest()
-    try:
-        with stop.listening():
-            _align_as_one_of(OmegaConf.create(settings), stop)
-    except Interrupted as interrupted:
-        raise SystemExit(interrupted.exit_code) from None
+    with stoppable("align") as stop:
+        _align_as_one_of(OmegaConf.create(settings), stop)
 
 
 def _align_as_one_of(config: DictConfig, stop: StopRequest) -> None:
@@ -142,7 +152,7 @@ def _align(
     covariates = coding.matrix(people) if coding else None
     say_cohort(joint, values)
     identity = digest_of(
-        choices.as_dict(),
+        choices.fingerprint(),
         how.genome,
         how.bold,
         list(config.covariates),

@@ -14,7 +14,7 @@ from multimodal.align.processes import companions, refuse_several
 from multimodal.cohort.table import Cohort, CohortPaths, read_cohort
 from multimodal.latent.bundle import read_bundle
 from multimodal.latent.table import read_latents
-from multimodal.verbs.align import accompany, align
+from multimodal.verbs.align import accompany, align, stoppable
 from multimodal.verbs.check import check
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.embed import embed
@@ -50,8 +50,9 @@ def run(config: DictConfig) -> int:
         raise InputError(problems)
     cohort = read_cohort(paths)
     settings = OmegaConf.to_container(config, resolve=True)
-    with companions(trainer_options(config), accompany, settings):
-        align(config, cohort, stages)
+    others = companions(trainer_options(config), accompany, settings)
+    with stoppable("demo") as stop, others:
+        align(config, cohort, stages, stop)
     metrics = evaluate(
         output_dir, read_record(output_dir), cohort, plain(config.evaluation), stages
     )

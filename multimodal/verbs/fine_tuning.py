@@ -47,6 +47,9 @@ def refuse_untunable(how: Preparation, choices: FineTuneOptions) -> None:
         if side not in choices.sides and choices.of(side) != EncoderTuning():
             key = f"align.fine_tune.{side}"
             say(f"{'note':<10} {side} stays frozen, whatever {key} says: it is not among the sides")
+    for name in ("gradient_checkpointing", "bf16"):
+        if getattr(choices, name) and not choices.sides:
+            say(f"{'note':<10} align.fine_tune.{name} does nothing: both encoders stay frozen")
     for side in choices.sides:
         name = getattr(how, side).get("name")
         where = f"align.fine_tune.sides=[{', '.join(choices.sides)}]"

@@ -41,6 +41,10 @@ def test_frozen_is_the_default_and_leaves_fingerprints_alone() -> None:
     assert told.fingerprint() == options.fingerprint()
     tuned = AlignOptions.from_dict({"fine_tune": {"sides": ["brain"]}})
     assert tuned.fingerprint() != options.fingerprint()
+    beside = {"sides": ["brain"], "dna": {"rank": 2}}
+    assert AlignOptions.from_dict({"fine_tune": beside}).fingerprint() == tuned.fingerprint()
+    within = {"sides": ["brain"], "brain": {"rank": 2}}
+    assert AlignOptions.from_dict({"fine_tune": within}).fingerprint() != tuned.fingerprint()
 
 
 def test_round_trip_through_json() -> None:

@@ -73,6 +73,13 @@ class FineTuneOptions:
         """Return the epochs after which every encoder learns that is to."""
         return max((self.of(side).frozen_epochs for side in self.sides), default=0)
 
+    def shaping(self) -> dict[str, Any]:
+        """Return, of `as_dict`, what shapes weights: nothing that is said of frozen sides."""
+        if not self.sides:
+            return {}
+        frozen = [side for side in SIDES if side not in self.sides]
+        return {name: value for name, value in self.as_dict().items() if name not in frozen}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON-ready values."""
         values = asdict(self)
