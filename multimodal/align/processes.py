@@ -273,8 +273,8 @@ def refuse_several(verb: str) -> None:
     raise InputError(
         Problem(
             "process-count",
-            f"genebold {verb}",
-            f"{started} processes were started",
+            "torchrun or srun",
+            f"{started} processes of `genebold {verb}` were started",
             "one, since all of them would write the same files",
             f"run `genebold {verb}` without torchrun, or by srun --ntasks=1",
         )

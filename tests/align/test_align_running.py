@@ -51,7 +51,7 @@ def test_what_one_process_does_is_not_done_by_several(
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     module: Any = importlib.import_module(f"multimodal.verbs.{verb}")
-    with pytest.raises(InputError, match=f"genebold {verb}: 4 processes were started"):
+    with pytest.raises(InputError, match=f"4 processes of `genebold {verb}` were started"):
         module.run(None)
 
 
