@@ -6,20 +6,26 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
+from multimodal.align.options import AlignOptions
 from multimodal.bold.options import BoldOptions
 from multimodal.cohort.near_misses import find_missing_parts, find_near_misses
 from multimodal.cohort.strays import find_unmatched_samples, find_unmatched_scans
 from multimodal.cohort.table import Cohort, CohortPaths, find_table_problems, read_cohort
+from multimodal.cohort.tsv import MISSING, read_table
 from multimodal.features.options import GenomeOptions
 from multimodal.verbs.console import say, table, warn
 from multimodal.verbs.encode import preparation
+from multimodal.verbs.labels import find_missing_columns
 from multimodal.verbs.pipeline import Preparation, load_side
-from multimodal.verbs.settings import cohort_paths, options
+from multimodal.verbs.settings import cohort_paths, options, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(config: DictConfig) -> int:
@@ -45,6 +51,7 @@ def check(
     bold = _collect(problems, lambda: options(BoldOptions, how.bold, "bold"))
     genome, bold = genome or GenomeOptions(), bold or BoldOptions()
     cohort = _cohort(paths, bold, list(config.covariates), problems)
+    problems += _check_strata(config, paths, cohort)
     brain = _collect(problems, lambda: load_side(how.brain, "brain"))
     dna = _collect(problems, lambda: load_side(how.dna, "dna"))
     warnings, summary = _check_genome(paths, cohort, genome, problems)
@@ -56,6 +63,35 @@ def check(
         warnings += _unmatched(cohort, bold)
         rows += _ancestry(cohort)
     return list(dict.fromkeys(problems)), [*missing, *warnings], rows
+
+
+def _check_strata(config: DictConfig, paths: CohortPaths, cohort: Cohort | None) -> list[Problem]:
+    """Look for the columns that `align` will be asked to fill batches by, or to unlearn."""
+    problems: list[Problem] = []
+    given = plain(config.align)
+    asked = ("batch_strata", "adversary")
+    wanted: dict[str, Any] = {name: given[name] for name in asked if name in given}
+    choices = _collect(problems, lambda: options(AlignOptions, wanted, "align"))
+    people = _columns(paths) if cohort is None else cohort.participants
+    if choices is not None and people is not None:
+        problems += find_missing_columns(people, choices)
+    return problems
+
+
+def _columns(paths: CohortPaths) -> pd.DataFrame | None:
+    """Return a participants table that may have any fault, for the columns it has."""
+    import pandas as pd
+
+    if paths.participants is None:
+        return None
+    table, _ = read_table(paths.participants, code="participants")
+    if table is None:
+        return None
+    cells = table.cells.mask(table.cells.isin(["", MISSING]))
+    for name in cells:
+        if str(name).startswith("PC"):
+            cells[name] = pd.to_numeric(cells[name], errors="coerce")
+    return cells
 
 
 def _ancestry(cohort: Cohort) -> list[list[Any]]:

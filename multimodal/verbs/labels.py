@@ -25,6 +25,12 @@ def refuse_missing_columns(people: pd.DataFrame, choices: AlignOptions) -> None:
     InputError
         Each column of ``align.batch_strata`` and ``align.adversary`` that there is not.
     """
+    if problems := find_missing_columns(people, choices):
+        raise InputError(problems)
+
+
+def find_missing_columns(people: pd.DataFrame, choices: AlignOptions) -> list[Problem]:
+    """Return what `refuse_missing_columns` refuses."""
     problems: list[Problem] = []
     for name in ("batch_strata", "adversary"):
         for key in getattr(choices, name):
@@ -36,8 +42,7 @@ def refuse_missing_columns(people: pd.DataFrame, choices: AlignOptions) -> None:
                 fix = f"add it to the table, or take it out of align.{name}"
                 where = f"align.{name}={key}"
                 problems.append(Problem("strata-column", where, found, f"one of {known}", fix))
-    if problems:
-        raise InputError(problems)
+    return problems
 
 
 def training_labels(joint: Joint, choices: AlignOptions, train_rows: np.ndarray) -> dict[str, Any]:

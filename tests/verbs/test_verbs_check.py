@@ -13,10 +13,11 @@ import pandas as pd
 import pysam
 import pytest
 from command import genebold
+from omegaconf import DictConfig
 
 from encoders.errors import Problem
 from multimodal.cohort.table import CohortPaths, read_cohort
-from multimodal.verbs.check import _ancestry, check
+from multimodal.verbs.check import _ancestry, _check_strata, check
 
 DNA = "dna.config={d_model: 16, n_layer: 1}"
 
@@ -32,14 +33,17 @@ def warned_of(cohort: Path, *overrides: str) -> list[Problem]:
 def looked_at(
     cohort: Path, *overrides: str
 ) -> tuple[list[Problem], list[Problem], list[list[Any]]]:
+    return check(settings(cohort, *overrides), CohortPaths.from_dir(cohort))
+
+
+def settings(cohort: Path, *overrides: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     from multimodal.cli import config_dir
 
     words = [f"cohort.dir={cohort}", f"run_dir={cohort.parent}", DNA, *overrides]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("check", overrides=words)
-    return check(config, CohortPaths.from_dir(cohort))
+        return compose("check", overrides=words)
 
 
 def runs(cohort: Path) -> list[Path]:
@@ -254,3 +258,25 @@ def test_what_stands_in_for_ancestry_is_said(finished_cohort: Path) -> None:
     people = cohort.participants.drop(columns="ancestry")
     ((_, found),) = _ancestry(replace(cohort, participants=people))
     assert found == "clusters of PC1 to PC4"
+
+
+def test_columns_that_align_will_want_are_looked_for(cohort: Path) -> None:
+    words = ["align.batch_strata=[sex,scanner]", "align.adversary=[ancestry,coil]"]
+    problems = found_in(cohort, *words)
+    assert [problem.where for problem in problems] == [
+        "align.batch_strata=scanner", "align.adversary=coil",
+    ]  # fmt: skip
+
+    def damage(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[0, "age"] = "old"
+        return table.drop(columns=["PC1", "ancestry"], errors="ignore")
+
+    edit_table(cohort, damage)
+    paths = CohortPaths.from_dir(cohort)
+    problems = _check_strata(settings(cohort, *words), paths, None)  # a table that cannot be read
+    assert one(problems, "align.batch_strata=scanner")
+    assert one(problems, "align.adversary=ancestry", "neither a column ancestry nor PC1")
+    experiment = settings(cohort, "experiment=survives_unlearning", "dna=caduceus_ps")
+    assert [p.where for p in _check_strata(experiment, paths, None)] == ["align.adversary=ancestry"]
+    mistyped = settings(cohort, "align.adversary=site")
+    assert one(_check_strata(mistyped, paths, None), "align.adversary", "a list of")
