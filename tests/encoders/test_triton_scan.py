@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from scan_cases import INTERPRETED, draw, relative_rms, run
+from scan_cases import INTERPRETED, draw, relative_rms, run, with_gradients
 
 HERE = Path(__file__)
 MISSING = "" if find_spec("triton") else "triton is not installed (torch's CUDA builds bring it)"
@@ -42,8 +42,9 @@ def test_interpreted() -> None:
 
 @pytest.mark.slow
 def test_interpreted_in_full() -> None:
-    """Every length of the test that all backends share."""
-    interpret(str(HERE.parent / "test_selective_scan.py"), "-k", "triton", "-m", "not slow")
+    """The test that all backends share; of its lengths those round the edges of tiles of 16."""
+    chosen = "triton and not (255 or 256 or 257)"
+    interpret(str(HERE.parent / "test_selective_scan.py"), "-k", chosen, "-m", "not slow")
 
 
 @pytest.mark.slow
@@ -102,10 +103,12 @@ def test_tiles_and_widths_change_rounding_only(monkeypatch) -> None:
     arguments = [
         None if t is None else t.to(DEVICE, torch.float32) for t in draw(1, 40, 33, 2, 0, seed=3)
     ]
-    before = run(arguments, "triton")
-    monkeypatch.setattr(gpu, "TILE", 8)
-    monkeypatch.setattr(gpu, "WIDTH", 16)
-    assert relative_rms(run(arguments, "triton"), before) <= 3e-7
+    before = with_gradients(arguments, "triton")
+    for name, size in (("TILE", 8), ("WIDTH", 16), ("_CARRY_TILE", 2), ("_CARRY_WIDTH", 16)):
+        monkeypatch.setattr(gpu, name, size)
+    after = with_gradients(arguments, "triton")
+    assert relative_rms(after.pop("y"), before["y"]) <= 3e-7
+    assert max(relative_rms(after[name], before[name]) for name in after) <= 5e-6
 
 
 @on_kernels
