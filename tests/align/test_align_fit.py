@@ -1,18 +1,13 @@
 """Fitting: it learns what is there, learns nothing from test subjects, and can be repeated."""
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from encoders.errors import InputError
-from multimodal.align.aligner import Aligner
 from multimodal.align.controls import covariate_features, covariate_options
 from multimodal.align.data import EpochSampler
 from multimodal.align.fit import fit
@@ -255,47 +250,3 @@ def test_batches_cover_each_row_once_and_follow_the_epoch():
     second = [batch.rows for batch in sampler]
     assert not np.array_equal(np.concatenate(first), np.concatenate(second))
     assert len(EpochSampler(np.arange(9), None, 0)) == 1
-
-
-KILLED_FIT = """
-import sys
-sys.path.insert(0, {tests!r})
-import numpy as np, torch
-torch.set_num_threads(1)
-from dataclasses import replace
-from synthetic_world import make_world
-from multimodal.align.fit import fit
-from multimodal.align.options import AlignOptions
-gene, brain = make_world()
-split = np.array(["train"] * 80 + ["validation"] * 20 + ["test"] * 20)
-options = AlignOptions(epochs=60, hidden_dim=64, latent_dim=32, patience=None, batch_size=16)
-result = fit(gene, brain, split, np.arange(120), None, options, out_dir={out!r}, progress=False)
-result.aligner.save({out!r} + "/towers.safetensors")
-"""
-
-
-@pytest.mark.slow
-def test_sigkill_at_random_moments_changes_nothing(world, split, tmp_path):
-    script = KILLED_FIT.format(tests=str(Path(__file__).parent), out=str(tmp_path))
-    random = np.random.default_rng(0)
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    kills = 0
-    for _ in range(4):
-        stamp = last.stat().st_mtime_ns if last.exists() else 0
-        process = subprocess.Popen([sys.executable, "-c", script])
-        while process.poll() is None:
-            if last.exists() and last.stat().st_mtime_ns != stamp:
-                time.sleep(random.uniform(0.0, 0.5))
-                process.kill()
-                kills += 1
-                break
-            time.sleep(0.01)
-        process.wait()
-    assert kills >= 2
-    subprocess.run([sys.executable, "-c", script], check=True)
-    gene, brain = world()
-    options = replace(QUICK, epochs=60, batch_size=16)
-    names = np.array(["train"] * 80 + ["validation"] * 20 + ["test"] * 20)
-    whole = fit(gene, brain, names, ALONE, None, options, progress=False)
-    resumed = Aligner.load(whole.aligner.config(), tmp_path / "towers.safetensors")
-    assert same_weights(whole.aligner, resumed)

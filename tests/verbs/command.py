@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from warm import run_program
 
 SMALL = [
     "cohort.subjects=40",
@@ -23,8 +26,15 @@ SMALL = [
 ]
 
 
-def genebold(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would."""
+def genebold(
+    *words: str, cwd: Path | None = None, fresh: bool = False
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command as a user would, in a process of its own.
+
+    It has imported nothing of the project; nor, where it is `fresh`, the libraries that take long.
+    """
+    if not fresh:
+        return run_program(_genebold, words, cwd)
     return subprocess.run(
         [sys.executable, "-m", "multimodal.cli", *words],
         cwd=cwd,
@@ -32,3 +42,9 @@ def genebold(*words: str, cwd: Path | None = None) -> subprocess.CompletedProces
         text=True,
         timeout=600,
     )
+
+
+def _genebold(words: Sequence[str]) -> int:
+    from multimodal.cli import main
+
+    return main(words)

@@ -42,7 +42,7 @@ def cohort(finished_cohort: Path, tmp_path: Path) -> Path:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small finished demo, not to be changed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    done = genebold("demo", f"run_dir={folder}", *SMALL)
+    done = genebold("demo", f"run_dir={folder}", *SMALL, fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "printed.txt").write_text(done.stdout)
     return folder

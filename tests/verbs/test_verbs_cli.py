@@ -102,7 +102,7 @@ def test_flags_may_stand_anywhere() -> None:
 
 
 def test_an_unknown_key_is_bad_input(tmp_path: Path) -> None:
-    done = genebold("align", f"run_dir={tmp_path}", "align.epoch=3")
+    done = genebold("align", f"run_dir={tmp_path}", "align.epoch=3", fresh=True)
     assert done.returncode == 2
     assert "epoch" in done.stderr
     assert "did you mean align.epochs?" in done.stderr
