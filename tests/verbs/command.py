@@ -31,9 +31,10 @@ def genebold(
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command as a user would, in a process of its own.
 
-    It has imported nothing of the project; nor, where it is `fresh`, the libraries that take long.
+    It has imported nothing of the project; nor, where it is `fresh` or starts jobs by a plugin of
+    Hydra, the libraries that take long.
     """
-    if not fresh:
+    if not fresh and not any(word.startswith("hydra/") for word in words):
         return run_program(_genebold, words, cwd)
     return subprocess.run(
         [sys.executable, "-m", "multimodal.cli", *words],
