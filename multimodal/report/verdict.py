@@ -95,6 +95,14 @@ def _says(test: dict[str, Any]) -> str:
 
 def _not_found(raw: dict[str, Any], matched: dict[str, Any], strata: list[str] | None) -> Verdict:
     if raw.get("p") is not None and raw["p"] <= LEVEL:
+        if _stays(raw, matched):
+            return Verdict(
+                "open",
+                "Above chance among all candidates, and not clearly less where they are matched, "
+                "but too few to tell there.",
+                f"Among all candidates {_says(raw)}; among matched candidates {_says(matched)}. "
+                f"It may be an alignment or {_confounds(strata)}: more subjects would decide.",
+            )
         return Verdict(
             "warned",
             "Above chance only until candidates are matched: what looks like alignment here may be "
@@ -107,6 +115,18 @@ def _not_found(raw: dict[str, Any], matched: dict[str, Any], strata: list[str] |
         f"Among matched candidates {_says(matched)}. An effect too small for this cohort cannot be "
         "told from none.",
     )
+
+
+def _stays(raw: dict[str, Any], matched: dict[str, Any]) -> bool:
+    """Whether matching leaves most of what is above chance: one p below a level and one not is
+    no difference between the two."""
+    if raw.get("statistic") is None or matched.get("statistic") is None:
+        return False
+    return bool(matched["statistic"] - 0.5 > _SHARE_LEFT * (raw["statistic"] - 0.5))
+
+
+# Of the percentile above chance; a confound leaves next to nothing.
+_SHARE_LEFT = 0.5
 
 
 def _nothing_matched(raw: dict[str, Any]) -> Verdict:

@@ -135,7 +135,8 @@ def test_whatever_is_missing_in_the_metrics_leaves_a_page(null: bool) -> None:
 
 def outcome(raw_p: float, matched_p: float, control_p: float | None = None) -> dict:
     def test(p: float) -> dict:
-        return {"p": p, "statistic": 0.6, "n": 100}
+        # As far above chance as its p says.
+        return {"p": p, "statistic": 0.6 if p <= 0.05 else 0.52, "n": 100}
 
     found: dict = {"permutation": {"raw": test(raw_p), "matched": test(matched_p)}}
     if control_p is not None:
@@ -157,6 +158,20 @@ def test_verdicts(values: tuple, tone: str, words: str) -> None:
     verdict = judge(outcome(*values))
     assert verdict.tone == tone
     assert words in verdict.headline
+
+
+def test_fewer_people_are_no_confound() -> None:
+    """Matched, as far above chance as before, but too few to be sure of it."""
+    found = outcome(0.011, 0.068)
+    found["permutation"]["raw"]["statistic"] = 0.647
+    found["permutation"]["matched"] |= {"statistic": 0.637, "n": 20}
+    verdict = judge(found)
+    assert verdict.tone == "open"
+    assert "too few to tell" in verdict.headline
+    found["permutation"]["matched"]["statistic"] = 0.56
+    assert judge(found).tone == "warned"
+    del found["permutation"]["matched"]["statistic"]
+    assert judge(found).tone == "warned"
 
 
 def test_verdict_of_a_real_evaluation() -> None:
