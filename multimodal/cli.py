@@ -193,6 +193,8 @@ def _one_job(verb: str, config: "DictConfig") -> tuple[int, float | None]:
     from multimodal.verbs import sweep
 
     module = importlib.import_module(f"multimodal.verbs.{verb}")
+    if compared := sweep.left_out():
+        print(f"genebold {verb}: note: {compared}", file=sys.stderr)
     objective = None
     try:
         code = int(module.run(config) or 0)

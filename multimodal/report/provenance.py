@@ -63,6 +63,21 @@ def random_seed(weights_id: str) -> str | None:
     return found[1] if found else "not recorded"
 
 
+def random_encoders(encoders: Mapping[str, Any]) -> dict[str, str]:
+    """Return the encoders whose weights were drawn and never trained: name to side.
+
+    Parameters
+    ----------
+    encoders : mapping of str to mapping
+        What ``run.json`` says of them, by side.
+    """
+    return {
+        str(spec.get("name", "?")): side
+        for side, spec in encoders.items()
+        if isinstance(spec, Mapping) and random_seed(str(spec.get("weights_id") or "")) is not None
+    }
+
+
 def warnings(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     """Return the sentences that stand at the top of the page."""
     said = []
@@ -76,9 +91,7 @@ def warnings(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]
         )
     said += [
         f"The encoder weights are random: {_SIDES.get(side, side)} encoder "
-        f"{spec.get('name', '?')} was never trained, and nothing here speaks for the published "
-        "network."
-        for side, spec in (record.get("encoders") or {}).items()
-        if isinstance(spec, dict) and random_seed(str(spec.get("weights_id") or "")) is not None
+        f"{name} was never trained, and nothing here speaks for the published network."
+        for name, side in random_encoders(record.get("encoders") or {}).items()
     ]
     return said

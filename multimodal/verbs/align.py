@@ -33,6 +33,7 @@ from multimodal.verbs.align_words import (
     say_cohort,
     say_gain,
     say_if_not_embeddable,
+    say_if_random,
     say_retrieval,
     training_words,
 )
@@ -151,6 +152,7 @@ def _align(
         coding = CovariateCoding.fit(people, list(config.covariates), train)
     covariates = coding.matrix(people) if coding else None
     say_cohort(joint, values)
+    say_if_random([read_fingerprint(store)["encoder"] for store in stores.values()])
     identity = digest_of(
         choices.fingerprint(),
         how.genome,

@@ -1,11 +1,13 @@
 """What `genebold align` says of the cohort, of the training and of what it found."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from multimodal.align.options import AlignOptions
+from multimodal.report.provenance import random_encoders
 from multimodal.verbs.console import say, table
 from multimodal.verbs.pipeline import Joint, Preparation
 
@@ -42,6 +44,15 @@ def say_cohort(joint: Joint, split: np.ndarray) -> None:
     alone = joint.only_gene + joint.only_brain
     left = f"; {alone} with one side only are left out" if alone else ""
     say(f"{'cohort':<10} {len(split)} participants with both sides ({parts}){left}")
+
+
+def say_if_random(encoders: Sequence[Mapping[str, Any]]) -> None:
+    """Say which encoders' weights were drawn at random, and how to have the published ones."""
+    for name, side in random_encoders(dict(zip(("dna", "brain"), encoders, strict=True))).items():
+        say(
+            f"{'note':<10} {name} has random weights, never trained, and says nothing of the "
+            f"published network ({side}.weights=DIR_OR_HUB_ID {side}.config=null)"
+        )
 
 
 _STARTS = {"cca": "the CCA start", "random": "the random start"}

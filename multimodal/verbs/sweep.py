@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from encoders.errors import InputError, Problem
 from multimodal.bold.bids import natural_key
+from multimodal.report.provenance import random_encoders
 from multimodal.verbs.console import say, table
 
 _FOLDERS = ("run_dir=", "output_dir=", "cohort.dir=", "features.dir=")
@@ -42,6 +43,17 @@ def exit_code() -> int:
     if _sweep_dir is None:
         return 0
     return max((int(file.read_text()) for file in _sweep_dir.glob(f"*/{_EXIT_CODE}")), default=0)
+
+
+def left_out() -> str:
+    """Return what an experiment would compare with ``--multirun``, where that was not given."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return ""
+    compared = OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}
+    if not compared:
+        return ""
+    values = ", ".join(f"{key}={value}" for key, value in compared.items())
+    return f"one run alone; with --multirun this experiment compares {values}"
 
 
 def objective(config: DictConfig) -> float | None:
@@ -122,6 +134,8 @@ class CompareRuns(Callback):
         say("matched: galleries of the same sex, site and ancestry; chance is 0.5")
         for reason in _reasons(jobs):
             say(reason)
+        if untrained := _untrained(jobs):
+            say(f"random weights, never trained, and no word on the published: {untrained}")
         for line in _of_search(sweep_dir, jobs):
             say(line)
         say(f"in {sweep_dir / 'comparison.tsv'}")
@@ -180,6 +194,15 @@ def _reasons(jobs: list[Path]) -> list[str]:
             if test.get("reason"):
                 reasons[f"{gallery}: {test['reason']}"] = None
     return list(reasons)
+
+
+def _untrained(jobs: list[Path]) -> str:
+    """Return the encoders whose weights were drawn at random."""
+    names: dict[str, None] = {}
+    for file in (job / "run.json" for job in jobs):
+        encoders = json.loads(file.read_text()).get("encoders", {}) if file.is_file() else {}
+        names |= dict.fromkeys(random_encoders(encoders))
+    return ", ".join(names)
 
 
 def _of_search(sweep_dir: Path, jobs: list[Path]) -> list[str]:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from encoders.errors import InputError, Problem
 from multimodal.cli import _maximised
 from multimodal.verbs import encode
+from multimodal.verbs.align_words import say_if_random
 from multimodal.verbs.sweep import CompareRuns
 
 QUICK = [
@@ -58,6 +59,22 @@ def test_a_search_names_the_best_of_the_kept_epochs(
     assert list(table["validation percentile"]) == [0.6, 0.7]
 
 
+def test_random_networks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoders = {
+        "dna": {"name": "dosage"},
+        "brain": {"name": "brainlm_vitmae", "weights_id": "random(seed=0)"},
+    }
+    finished_job(tmp_path / "0", [0.5], 0, "brain=brainlm_vitmae")
+    (tmp_path / "0" / "run.json").write_text(json.dumps({"best_epoch": 0, "encoders": encoders}))
+    compared(tmp_path)
+    assert "never trained, and no word on the published: brainlm_vitmae" in capsys.readouterr().out
+    say_if_random(list(encoders.values()))
+    said = capsys.readouterr().out
+    assert "brainlm_vitmae has random weights" in said
+    assert "brain.weights=DIR_OR_HUB_ID" in said
+    assert "dosage" not in said
+
+
 def test_where_jobs_were_submitted_their_words_are_looked_for_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +113,15 @@ def test_what_another_run_encodes_is_waited_for(
 
     with pytest.raises(InputError, match="none"):
         encode._after_others(fail, every_s=0.0)
+
+
+def test_an_experiment_that_compares_says_so_where_it_runs_alone(
+    finished_cohort: Path, tmp_path: Path
+) -> None:
+    words = ["experiment=survives_matching", f"cohort.dir={finished_cohort}"]
+    done = genebold("align", *words, f"run_dir={tmp_path}", "align.epochs=-1")
+    assert "with --multirun this experiment compares align.batch_strata=[]," in done.stderr
+    assert done.returncode == 2
 
 
 @pytest.mark.slow
