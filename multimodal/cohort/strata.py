@@ -60,9 +60,9 @@ def strata_labels(
                 Problem(
                     "strata-column",
                     "participants.tsv",
-                    f"no column {key}",
+                    f"no column {key}; columns are {', '.join(map(str, participants.columns))}",
                     f"a column {key}, which the strata {', '.join(keys)} want",
-                    "add it or take it out of the strata",
+                    "add it, or take it out of evaluation.strata",
                 )
             )
         part = f"{key}=" + level.astype(object)

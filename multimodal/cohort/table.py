@@ -1,5 +1,6 @@
 """Who takes part: the participants table, the kinship table and the files that belong to them."""
 
+import difflib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -239,9 +240,14 @@ def _column_problems(table: TextTable, required: Collection[str]) -> Iterator[Pr
     for name in dict.fromkeys(["participant_id", *required]):
         if name not in table.cells:
             found = f"no column {name}; columns are {', '.join(table.columns)}"
+            free = [column for column in table.columns if column not in required]
+            near = [column for column in free if name.lower() in column.lower().split("_")]
+            near = near or difflib.get_close_matches(name, free, n=1, cutoff=0.6)
+            guess = f"is it {near[0]}? Else " if near else ""
             yield Problem(
                 "participants-column", f"{table.path} line 1", found, f"a column {name}",
-                "add it, or take the name out of the configuration",
+                f"{guess}add it, or take the name out of the settings that want it "
+                "(covariates, evaluation.strata)",
             )  # fmt: skip
     if not len(table.cells):
         yield Problem("participants-empty", str(table.path), "no rows", "one row a participant")

@@ -232,6 +232,6 @@ def _no_galleries(dropped: list[int], smallest: int) -> str:
     if not dropped:
         return "no subject is to be tested"
     return (
-        f"all {len(dropped)} strata have fewer than {smallest} unrelated members in their fold "
+        f"all {len(dropped)} strata have fewer than {smallest} unrelated members tested together "
         f"(the largest has {max(dropped)}); match on fewer covariates or test more subjects"
     )

@@ -238,6 +238,7 @@ def _find_unknown_encoders(manifest: Mapping[str, Any], file: Path) -> list[Prob
         Problem(
             "bundle-encoder", f"{file} {side}.name", f"'{manifest[side]['name']}' is not installed",
             f"one of {', '.join(known)}",
+            "install the package that brings it by an entry point (docs/encoders.md)",
         )
         for side in SIDES
         if manifest[side]["name"] not in known

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from encoders.errors import InputError, Problem
 from multimodal.align.finetune.options import FineTuneOptions
@@ -30,7 +30,7 @@ from multimodal.verbs.align import digest_of, say_retrieval, strata_of
 from multimodal.verbs.console import Stages, say
 from multimodal.verbs.labels import training_labels
 from multimodal.verbs.pipeline import Joint, join
-from multimodal.verbs.record import read_record, update_metrics
+from multimodal.verbs.record import paths_of_run, read_record, update_metrics
 from multimodal.verbs.settings import cohort_paths, flag, named_paths, options, plain
 from multimodal.verbs.upfront import METHODS, evaluate_options
 
@@ -365,7 +365,8 @@ def plan_cohort(config: DictConfig) -> None:
 
     named = named_paths(config.cohort)
     if config.cohort.dir is None and "participants" not in named:
-        paths = CohortPaths.from_dir(Path(config.run_dir) / "cohort").with_paths(**named)
+        section = {**plain(config.cohort), "dir": f"{config.run_dir}/cohort"}
+        paths = paths_of_run(OmegaConf.create({"run_dir": config.run_dir, "cohort": section}))
     else:
         paths = cohort_paths(config.cohort)
     cohort = read_cohort(paths)

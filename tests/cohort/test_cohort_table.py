@@ -77,6 +77,17 @@ def test_quotes_and_surplus_fields(tmp_path: Path) -> None:
     assert len(found) == 6
 
 
+@pytest.mark.parametrize(
+    ("header", "meant"), [("scanner_site", "scanner_site"), ("Site", "Site"), ("wing", None)]
+)
+def test_a_column_of_another_name_is_guessed(
+    tmp_path: Path, header: str, meant: str | None
+) -> None:
+    paths = cohort_dir(tmp_path, f"participant_id\tsex\t{header}\nsub-01\tf\tleeds\n")
+    (problem,) = find_table_problems(paths, required=["sex", "site"])
+    assert problem.fix.startswith(f"is it {meant}? Else add it" if meant else "add it, or take")
+
+
 def test_genotype_id_defaults_to_participant_id(tmp_path: Path) -> None:
     cohort = read_cohort(cohort_dir(tmp_path, "participant_id\nsub-01\nsub-02\n"))
     assert cohort.participants["genotype_id"].tolist() == ["sub-01", "sub-02"]

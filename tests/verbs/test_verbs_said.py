@@ -13,7 +13,7 @@ from multimodal.align.options import AlignOptions
 from multimodal.verbs.align_words import say_gain, say_retrieval, training_words
 from multimodal.verbs.sweep import CompareRuns
 
-REASON = "all 4 strata have fewer than 5 unrelated members in their fold"
+REASON = "all 4 strata have fewer than 5 unrelated members tested together"
 UNTESTED: dict[str, Any] = {"n": 0, "statistic": None, "p": None, "reason": REASON}
 TESTED = {"n": 20, "statistic": 0.6, "p": 0.04, "reason": ""}
 METRICS: dict[str, Any] = {
