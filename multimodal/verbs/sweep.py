@@ -49,7 +49,7 @@ def left_out() -> str:
     """Return what an experiment would compare with ``--multirun``, where that was not given."""
     if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
         return ""
-    compared = OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}
+    compared = HydraConfig.get().sweeper.get("params")
     if not compared:
         return ""
     values = ", ".join(f"{key}={value}" for key, value in compared.items())
