@@ -119,13 +119,22 @@ TARGET static void advance(const ScanForward &s, const Channels &c, int64_t row,
 // Whether some state of a tile may decay by more than 2^LOWEST_POWER in one position.
 TARGET static bool decays_fast(const ScanForward &s, const Channels &c, int64_t length,
                                const float *delta) {
-  Vec longest = {}, lowest = {};
-  for (int64_t t = 0; t < length; t++) longest = at_least(load(delta + t * LANES), longest);
-  for (int64_t n = 0; n < s.states; n++) lowest = at_most(load(c.a + n * LANES), lowest);
-  float power[LANES];
+  // Steps below zero, or states that grow, are not looked at any closer.
+  Vec longest = {}, shortest = {}, lowest = {}, highest = {};
+  for (int64_t t = 0; t < length; t++) {
+    longest = at_least(load(delta + t * LANES), longest);
+    shortest = at_most(load(delta + t * LANES), shortest);
+  }
+  for (int64_t n = 0; n < s.states; n++) {
+    lowest = at_most(load(c.a + n * LANES), lowest);
+    highest = at_least(load(c.a + n * LANES), highest);
+  }
+  float power[LANES], odd[LANES];
   store(power, longest * lowest);
+  store(odd, highest - shortest);
   bool slow = true;
-  for (int lane = 0; lane < LANES; lane++) slow = slow && power[lane] >= LOWEST_POWER;
+  for (int lane = 0; lane < LANES; lane++)
+    slow = slow && power[lane] >= LOWEST_POWER && odd[lane] == 0.0f;
   return !slow;
 }
 
@@ -440,7 +449,6 @@ INLINE int64_t position_of(const Convolution &q, int64_t j) {
   return q.reverse ? q.length - 1 - j : j;
 }
 
-// One position, from the last TAPS read; `weight` is [TAPS, channels].
 // BLOCKS times LANES channels of one position, from `first` on.
 template <int TAPS, int BLOCKS>
 INLINE void convolve_channels(const Convolution &q, const float *const (&from)[TAPS],
@@ -462,6 +470,7 @@ INLINE void convolve_channels(const Convolution &q, const float *const (&from)[T
   for (int i = 0; i < BLOCKS; i++) store_some(to + first + i * LANES, sum[i], left - i * LANES);
 }
 
+// One position, from the last TAPS read; `weight` is [TAPS, channels].
 template <int TAPS>
 TARGET static void convolve_position(const Convolution &q, int64_t row, int64_t j,
                                      const float *weight, int64_t width) {
