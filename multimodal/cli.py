@@ -181,10 +181,10 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\ngenebold {verb}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except Exception:
+    except ValueError as error:  # of a search in which no job came to a value
         if not (multirun and sweep.exit_code()):
             raise
-        print(f"genebold {verb}: the sweep ends here, since a job failed", file=sys.stderr)
+        print(f"genebold {verb}: the sweep ends here, since jobs failed ({error})", file=sys.stderr)
     return sweep.exit_code() if multirun else exit_code
 
 
@@ -197,6 +197,7 @@ def _one_job(verb: str, config: "DictConfig") -> tuple[int, float | None]:
         print(f"genebold {verb}: note: {compared}", file=sys.stderr)
     objective = None
     try:
+        sweep.refuse_search(config, verb in _WITH_OBJECTIVE)
         code = int(module.run(config) or 0)
         if verb in _WITH_OBJECTIVE and not code:
             objective = sweep.objective(config)

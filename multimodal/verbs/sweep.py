@@ -18,7 +18,7 @@ from multimodal.verbs.console import say, table
 _FOLDERS = ("run_dir=", "output_dir=", "cohort.dir=", "features.dir=")
 # Of a job that did not end with 0. A file, since a launcher may run jobs in other processes, or on
 # other machines.
-_EXIT_CODE = Path(".hydra") / "exit_code"
+_EXIT_CODE = ".exit_code"
 # What hydra-submitit-launcher names by default; its jobs print into files there.
 _SUBMITTED = ".submitit"
 _LONG_NUMBER = re.compile(r"(?<==)-?\d+\.\d{5,}(?:e[+-]?\d+)?\b")
@@ -33,6 +33,7 @@ def note_exit_code(code: int) -> None:
     if folder is None:
         return
     if code:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / _EXIT_CODE).write_text(str(code))
     else:
         (folder / _EXIT_CODE).unlink(missing_ok=True)
@@ -56,6 +57,60 @@ def left_out() -> str:
     return f"one run alone; with --multirun this experiment compares {values}"
 
 
+def refuse_search(config: DictConfig, has_objective: bool) -> None:
+    """Refuse a search that could not find anything, before any of its jobs costs time.
+
+    Parameters
+    ----------
+    config : DictConfig
+        Of a job.
+    has_objective : bool
+        Whether the verb leaves something to choose by.
+
+    Raises
+    ------
+    InputError
+        Nothing to choose by, or a search for the worst.
+    """
+    if _folder_of_job() is None or not _is_search():
+        return
+    problems = []
+    if not has_objective:
+        problems.append(
+            Problem(
+                "no-objective", "hydra/sweeper", "this verb leaves nothing to choose by",
+                "align or demo, which train", "leave hydra/sweeper out",
+            )
+        )  # fmt: skip
+    elif not config.split.validation and config.split.file is None:
+        problems.append(_nothing_to_choose_by(config))
+    direction = str(HydraConfig.get().sweeper.get("direction", "maximize")).rpartition(".")[2]
+    if direction != "maximize":
+        problems.append(
+            Problem(
+                "search-direction", "hydra.sweeper.direction", direction,
+                "maximize: the validation percentile is the better the higher",
+                "set hydra.sweeper.direction=maximize",
+            )
+        )  # fmt: skip
+    if problems:
+        raise InputError(problems)
+
+
+def _is_search() -> bool:
+    return HydraConfig.get().runtime.choices.get("hydra/sweeper") != "basic"
+
+
+def _nothing_to_choose_by(config: DictConfig) -> Problem:
+    return Problem(
+        "no-objective",
+        f"split.validation={config.split.validation}",
+        "no validation subjects",
+        "some, by whose retrieval a search chooses",
+        "set split.validation=0.2, or search without hydra/sweeper",
+    )
+
+
 def objective(config: DictConfig) -> float | None:
     """Return what a search over settings maximises; None outside sweeps.
 
@@ -75,16 +130,8 @@ def objective(config: DictConfig) -> float | None:
     if _folder_of_job() is None:
         return None
     value = _validation_percentile(Path(config.output_dir))
-    if value is None and HydraConfig.get().runtime.choices.get("hydra/sweeper") != "basic":
-        raise InputError(
-            Problem(
-                "no-objective",
-                f"split.validation={config.split.validation}",
-                "no validation subjects",
-                "some, by whose retrieval a search chooses",
-                "set split.validation=0.2, or search without hydra/sweeper",
-            )
-        )
+    if value is None and _is_search():
+        raise InputError(_nothing_to_choose_by(config))
     return value
 
 
@@ -213,6 +260,8 @@ def _of_search(sweep_dir: Path, jobs: list[Path]) -> list[str]:
     if not found.is_file() or not known:
         return []
     best = max(known, key=lambda job: known[job])
+    if any(" split." in f" {words}" for words in _differing_words(jobs)):
+        return [f"run {best.name} has the highest, but splits differ: percentiles of other people"]
     return [
         f"best of {len(known)} by the validation subjects: run {best.name}, "
         f"{_CHOSEN_BY} {known[best]:.3f}; its settings are in {best / '.hydra' / 'overrides.yaml'}",

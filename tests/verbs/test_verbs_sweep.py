@@ -1,15 +1,16 @@
 """Sweeps, searches and jobs of a cluster: what they choose by, say, and end with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from command import genebold
+from command import SMALL, genebold
 from omegaconf import OmegaConf
 
 from encoders.errors import InputError, Problem
-from multimodal.cli import _maximised
+from multimodal.cli import _maximised, main
 from multimodal.verbs import encode
 from multimodal.verbs.align_words import say_if_random
 from multimodal.verbs.sweep import CompareRuns
@@ -52,6 +53,13 @@ def test_a_search_names_the_best_of_the_kept_epochs(
     said = capsys.readouterr().out
     assert "best of 2 by the validation subjects: run 1, validation percentile 0.700" in said
     assert "optimistic" in said
+    finished_job(tmp_path / "2", [0.8], 0, "split.seed=4")
+    compared(tmp_path)
+    said = capsys.readouterr().out
+    assert "run 2 has the highest, but splits differ" in said
+    shutil.rmtree(tmp_path / "2")
+    compared(tmp_path)
+    said = capsys.readouterr().out
     # Only what differs is shown, on the screen in few digits, in the file in all of them.
     assert "align.learning_rate=0.000123 " in said
     table = pd.read_csv(tmp_path / "comparison.tsv", sep="\t")
@@ -124,6 +132,35 @@ def test_an_experiment_that_compares_says_so_where_it_runs_alone(
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize(
+    "verb", ["check", "demo", "encode", "encoders", "evaluate", "push", "report", "simulate"]
+)
+def test_what_one_process_does_is_not_done_by_several(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    words = {"push": ["nowhere", "me/mine"], "encoders": ["list"]}.get(verb, [])
+    monkeypatch.chdir(tmp_path)
+    assert main([verb, *words]) == 2
+    assert "were started; one, since all of them would write" in capsys.readouterr().err
+
+
+def test_exit_codes_of_jobs_without_folders_of_hydra(tmp_path: Path) -> None:
+    words = [f"run_dir={tmp_path}", "--multirun", f"cohort.dir={tmp_path / 'a'},{tmp_path / 'b'}"]
+    done = genebold("check", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("no such folder") == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_demo_of_two_processes(tmp_path: Path) -> None:
+    done = genebold("demo", f"run_dir={tmp_path}", *SMALL, "trainer.devices=2", fresh=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_optuna_searches_by_the_validation_subjects(finished_cohort: Path, tmp_path: Path) -> None:
     words = [f"cohort.dir={finished_cohort}", f"run_dir={tmp_path}", *QUICK, "--multirun"]
@@ -146,7 +183,8 @@ def test_optuna_searches_by_the_validation_subjects(finished_cohort: Path, tmp_p
     )  # fmt: skip
     assert done.returncode == 2
     assert "no validation subjects" in done.stderr
-    assert "the sweep ends here, since a job failed" in done.stderr
+    assert "encode dna" not in done.stdout  # told before anything is done
+    assert "the sweep ends here, since jobs failed" in done.stderr
     assert "Traceback" not in done.stderr
 
 
