@@ -131,6 +131,8 @@ def encode_genomes(
     store.check()
     if crew.from_first(f"{store.folder} is complete", store.is_complete):
         return store.folder
+    if crew.is_first:
+        store.refuse_others()
     if isinstance(encoder, str):
 
         def write() -> None:
@@ -240,6 +242,8 @@ def encode_brains(
     planned = {shard.name: shard.inputs for shard in shards}
     if crew.from_first(f"{folder} is complete", lambda: store.is_complete(planned)):
         return store.folder
+    if crew.is_first:
+        store.refuse_others()
     with run_preparer(atlas, encoder.spec.input, options, workers) as prepare_many:
 
         def work(shown: bool) -> None:

@@ -131,6 +131,18 @@ class StoreWriter:
                 path.unlink()
         write_text(self.folder / COMPLETE, _summary(self._shards))
 
+    def refuse_others(self) -> None:
+        """Raise where another run holds the store, before anything is read for it; take no hold.
+
+        Raises
+        ------
+        InputError
+            Another run holds it.
+        """
+        if self._lock < 0 and (self.folder / LOCK).exists():
+            self._take_lock()
+            self._release()
+
     def _take_lock(self) -> None:
         self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -91,19 +91,20 @@ def _started(
                 tell(f"process {rank} of {processes} was lost (exit code {code}); the others go on")
         return gone
 
-    for process in others.values():
-        process.start()
     patience_s = 0.0
     try:
+        for process in others.values():
+            process.start()
         crew = Crew(0, processes, 0, meeting, lost)
         yield crew
         crew.meet("all")
         patience_s = _PATIENCE_S
     finally:
         for process in others.values():
-            process.join(patience_s)
-            process.terminate()
-            process.join()
+            if process.pid is not None:
+                process.join(patience_s)
+                process.terminate()
+                process.join()
 
 
 def _work(
@@ -136,6 +137,15 @@ def assist(crew: Crew, work: Callable[[], object]) -> None:
             work()
         except InputError as error:
             crew.stop(error.problems)
+        except Exception as error:
+            # Nobody else may notice: srun lets the others wait for those that broke.
+            where, found = (
+                f"process {crew.rank} of {crew.processes}",
+                f"{type(error).__name__}: {error}",
+            )
+            fix = "run it with one process to see where it breaks"
+            crew.stop([Problem("process-broke", where, found, "no such error", fix)])
+            raise
 
 
 def device_of(crew: Crew, device: str) -> str:

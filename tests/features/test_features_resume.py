@@ -14,6 +14,7 @@ from feature_files import BOLD, TinyBrain, TinyDna, tree, write_cohort
 
 from encoders.errors import InputError
 from multimodal.cohort.table import CohortPaths, read_cohort
+from multimodal.features.dna import DnaPlan
 from multimodal.features.encode import GenomeOptions, encode_brains, encode_genomes
 from multimodal.features.read import read_gene_features
 from multimodal.features.writer import StoreWriter
@@ -128,12 +129,14 @@ def test_a_cut_off_store_cannot_be_read(folder: Path, tmp_path: Path) -> None:
         read_gene_features(tmp_path / "dna" / "tiny_dna")
 
 
-def test_one_run_at_a_time(folder: Path, tmp_path: Path) -> None:
+def test_one_run_at_a_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "dna" / "tiny_dna"
     with StoreWriter(store, {}):
         (store / "fingerprint.json").unlink()
+        monkeypatch.setattr(DnaPlan, "survey", lambda *_: pytest.fail("read before the lock"))
         with pytest.raises(InputError, match="another run is writing these features"):
             encode_dna(folder, tmp_path)
+        monkeypatch.undo()
     encode_dna(folder, tmp_path)
 
 
