@@ -35,7 +35,7 @@ def make_equal(module: nn.Module, device: torch.device) -> None:
         Over which processes exchange tensors.
     """
     for tensor in (*module.parameters(), *module.buffers()):
-        value = tensor.to(device, copy=True)
+        value = tensor.detach().to(device, copy=True).contiguous()
         dist.broadcast(value, src=0)
         tensor.copy_(value)
 

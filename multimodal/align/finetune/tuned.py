@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed import DistError
 from torch.distributed.device_mesh import DeviceMesh
 
 from encoders.base import Encoder
@@ -122,6 +123,8 @@ class TunedEncoder(nn.Module):
         try:
             self._shard(mesh)
             self._try_once()
+        except (InputError, torch.OutOfMemoryError, DistError):
+            raise
         # Where code outside of a layer reads the layer's weights, for one.
         except (RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
             name = self.encoder.spec.name
