@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from encoders.errors import InputError, Problem
 from multimodal.align.options import AlignOptions
+from multimodal.align.processes import refuse_several
 from multimodal.bold.options import BoldOptions
 from multimodal.cohort.near_misses import find_missing_parts, find_near_misses
 from multimodal.cohort.strays import find_unmatched_samples, find_unmatched_scans
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 def run(config: DictConfig) -> int:
     """Look at every file, show all problems, and return 2 when there are any."""
+    refuse_several("check")
     paths = cohort_paths(config.cohort)
     problems, warnings, summary = check(config, paths)
     for warning in warnings:
