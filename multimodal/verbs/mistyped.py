@@ -125,8 +125,10 @@ def _expanded(verb: str, overrides: Sequence[str]) -> tuple[list[list[str]], lis
                 fix = f"`genebold {verb} --help` lists them"
             problems.append(Problem("not-a-setting", word, "not a setting", wanted, fix))
             continue
-        if parsed.is_choice_sweep():
-            key = parsed.input_line.partition("=")[0] if parsed.input_line else parsed.key_or_group
+        key = parsed.input_line.partition("=")[0] if parsed.input_line else parsed.key_or_group
+        if parsed.is_range_sweep() or parsed.is_interval_sweep():
+            words.append([f"{key}={parsed.value().start}"])  # type: ignore[union-attr]
+        elif parsed.is_choice_sweep():
             words.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
         else:
             words.append([word])

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,19 +37,26 @@ def in_threads(count: int, work: Callable[[Crew], None], lost: set[int] | None =
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert not any(thread.is_alive() for thread in threads)
     for rank in sorted(errors):
         raise errors[rank]
 
 
-def encode(kind: str, cohort: Cohort, out: Path, crew: Crew | None = None) -> Path:
+@cache
+def encoder_of(kind: str) -> TinyBrain | TinyDna | str:
+    """Drawn once: threads share the generator that weights are drawn from."""
     if kind == "brain":
+        return TinyBrain(pause_s=0.02)
+    return TinyDna(pause_s=0.02) if kind == "dna" else "dosage"
+
+
+def encode(kind: str, cohort: Cohort, out: Path, crew: Crew | None = None) -> Path:
+    encoder = encoder_of(kind)
+    if isinstance(encoder, TinyBrain):
         return encode_brains(
-            cohort, TinyBrain(pause_s=0.02), BOLD, out, False,
-            batch_size=4, shard_subjects=2, crew=crew,
-        )  # fmt: skip
-    encoder = TinyDna(pause_s=0.02) if kind == "dna" else "dosage"
+            cohort, encoder, BOLD, out, False, batch_size=4, shard_subjects=2, crew=crew
+        )
     return encode_genomes(
         cohort, encoder, GenomeOptions(length_bp=150), out, False,
         batch_size=2, shard_sequences=3, crew=crew,
