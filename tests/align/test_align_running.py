@@ -1,6 +1,7 @@
 """Processes, loggers: what they may be, and that a fit of several is the fit of one."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,10 @@ def launch(processes: int, *arguments: Any) -> int:
     script = Path(__file__).parent / "distributed_fit.py"
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words = [*run, f"--nproc-per-node={processes}", str(script), *map(str, arguments)]
-    return subprocess.run(words, timeout=500, capture_output=True).returncode
+    # What the script imports lies beside it and one folder above.
+    paths = [str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run(words, timeout=500, capture_output=True, env=env).returncode
 
 
 def assert_as_one(found: dict[str, Any], expected: Any) -> None:
