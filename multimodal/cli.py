@@ -136,8 +136,6 @@ def run_verb(verb: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from multimodal.verbs import sweep
-
     problems = find_flag_problems(verb, overrides, _FLAGS_WITH_VALUE)
     if problems:
         print(_bad_input(verb, InputError(problems)), file=sys.stderr)
@@ -157,6 +155,8 @@ def run_verb(verb: str, overrides: list[str]) -> int:
             print(_worded(verb, error, overrides, own_dir), file=sys.stderr)
             return 2
         return 0
+    from multimodal.verbs import sweep  # after the help, which is to come at once
+
     multirun = bool({"-m", "--multirun"} & set(overrides))
     if multirun:
         overrides = [*overrides, *_folders_of_jobs(verb, overrides), *_maximised(overrides)]

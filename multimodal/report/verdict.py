@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 LEVEL = 0.05
+# Of the percentile above chance, when candidates are matched; a confound leaves next to nothing.
+_SHARE_LEFT = 0.5
 Tone = Literal["found", "warned", "none", "open"]
 
 
@@ -118,15 +120,13 @@ def _not_found(raw: dict[str, Any], matched: dict[str, Any], strata: list[str] |
 
 
 def _stays(raw: dict[str, Any], matched: dict[str, Any]) -> bool:
-    """Whether matching leaves most of what is above chance: one p below a level and one not is
-    no difference between the two."""
+    """Whether matching leaves most of what is above chance.
+
+    That one p is below a level and another is not is no difference between the two.
+    """
     if raw.get("statistic") is None or matched.get("statistic") is None:
         return False
     return bool(matched["statistic"] - 0.5 > _SHARE_LEFT * (raw["statistic"] - 0.5))
-
-
-# Of the percentile above chance; a confound leaves next to nothing.
-_SHARE_LEFT = 0.5
 
 
 def _nothing_matched(raw: dict[str, Any]) -> Verdict:

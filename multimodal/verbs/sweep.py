@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -142,8 +143,6 @@ def _folder_of_job() -> Path | None:
 
 
 def _validation_percentile(output_dir: Path) -> float | None:
-    import pandas as pd  # slow to import, and every command imports this module
-
     if not (output_dir / "run.json").is_file():
         return None
     kept = json.loads((output_dir / "run.json").read_text())["best_epoch"]
