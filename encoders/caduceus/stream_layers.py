@@ -1,5 +1,7 @@
 """Caduceus' layers as `encoders.caduceus.streamed` runs them: weights folded, a tile at a time."""
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
 from encoders.caduceus.model import CaduceusForMaskedLM
+from encoders.large_pages import in_large_pages
 from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
 from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
 
@@ -31,6 +34,33 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
+class Scratch(threading.local):
+    """Memory that each thread uses over and over: new memory is mapped, cleared, unmapped again.
+
+    Threads of one process wait for one another there, and longer than the sums take.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return uninitialised memory of the CPU, the same whenever a thread gives this name.
+
+        Parameters
+        ----------
+        name : str
+            Of a use; what it was taken for the last time is overwritten.
+        shape : sequence of int
+        dtype : torch.dtype
+        """
+        count = math.prod(shape)
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < count:
+            held = in_large_pages(torch.empty(count, dtype=dtype, device="cpu"))
+            self._held[name, dtype] = held
+        return held[:count].view(*shape)
+
+
 def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
     return weight.detach().flip(axis) if flipped else weight.detach()
 
@@ -48,6 +78,27 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.inner), self.weight, self.bias).to(x.dtype)
 
+    def into(self, out: Tensor, x: Tensor) -> Tensor:
+        """Put the product of x [R, T, K] into dense memory [R, T, N], and return that."""
+        if not x.dtype == out.dtype == self.inner:
+            return out.copy_(self(x))
+        rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
+        if self.bias is None:
+            torch.mm(rows, self.weight.T, out=flat)
+        else:
+            torch.addmm(self.bias, rows, self.weight.T, out=flat)
+        return out
+
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Add the product of x [R, T, K] to what lies in dense memory [R, T, N]."""
+        if not x.dtype == out.dtype == self.inner:
+            out += self(x)
+            return
+        rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
+        torch.addmm(flat, rows, self.weight.T, out=flat)
+        if self.bias is not None:
+            out += self.bias
+
 
 class InputNorm:
     """The norm on the way into a layer, from a residual to the arithmetic's own type."""
@@ -60,9 +111,11 @@ class InputNorm:
         self.weight = at_least_float32(_turned(norm.weight, 0, flipped))
         self.bias = None if bias is None else at_least_float32(_turned(bias, 0, flipped))
 
-    def __call__(self, residual: Tensor) -> Tensor:
+    def __call__(self, residual: Tensor, scratch: Scratch) -> Tensor:
         x = at_least_float32(residual)
-        return norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre).to(self.dtype)
+        out = scratch.take("norm", x.shape, x.dtype)
+        normed = norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre, out=out)
+        return normed.to(self.dtype)
 
 
 class Reader:
@@ -89,11 +142,15 @@ class Reader:
 
     def read(
         self, u: Tensor, start: int, end: int, state: Tensor, into: Tensor, *,
-        add: bool, gate: Tensor | None,
+        add: bool, gate: Tensor | None, scratch: Scratch,
     ) -> None:  # fmt: skip
         """Convolve and scan one tile of u [R, L, I]; see `scan_tile`."""
-        x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse)
-        low, B, C = self.projection(x).split([self.rank, self.states, self.states], dim=-1)
+        shape = (len(u), end - start, u.shape[2])
+        out = scratch.take("convolved", shape, u.dtype)
+        x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse, out=out)
+        parts = [self.rank, self.states, self.states]
+        out = scratch.take("projected", (*shape[:2], sum(parts)), u.dtype)
+        low, B, C = self.projection.into(out, x).split(parts, dim=-1)
         if self.steps is not None:
             low = self.steps(low)
         scan_tile(

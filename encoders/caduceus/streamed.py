@@ -24,11 +24,11 @@ from encoders.caduceus.model import CaduceusForMaskedLM
 from encoders.caduceus.stream_layers import (
     InputNorm,
     Reader,
+    Scratch,
     StreamLayer,
     embedding_of,
     prepare_layers,
 )
-from encoders.large_pages import in_large_pages
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
@@ -139,13 +139,13 @@ def pool_streamed(
     wide = torch.promote_types(table.dtype, torch.float32)
     rounds = wide != table.dtype and not network.config.residual_in_fp32
 
-    stop = threading.Event()
+    stop, scratch = threading.Event(), Scratch()
 
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
-        embedded = in_large_pages(table.new_empty((*tokens.shape, table.shape[1]), dtype=wide))
+        embedded = scratch.take("residual", (*tokens.shape, table.shape[1]), wide)
         embedded.copy_(F.embedding(tokens, table))
-        stream = _Stream(embedded, table.dtype, stop, tile, rounds=rounds)
+        stream = _Stream(embedded, table.dtype, stop, tile, scratch, rounds=rounds)
         for layer in layers:
             stream.run(layer, helper)
         return stream.pool(last_norm, share)
@@ -215,6 +215,7 @@ class _Stream:
         dtype: torch.dtype,
         stop: threading.Event,
         tile: int,
+        scratch: Scratch,
         *,
         rounds: bool,
     ) -> None:
@@ -224,8 +225,7 @@ class _Stream:
         self.stop = stop
         self.length = residual.shape[1]
         self.tile = min(tile, self.length)
-        self.inner = residual.new_empty(0)
-        self.mixed = residual.new_empty(0)
+        self.scratch = scratch
 
     @property
     def tiles(self) -> int:
@@ -235,9 +235,8 @@ class _Stream:
     def run(self, layer: StreamLayer, helper: ThreadPoolExecutor | None) -> None:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
-        if self.inner.shape != shape:
-            self.inner = in_large_pages(self.residual.new_empty(shape, dtype=self.dtype))
-            self.mixed = in_large_pages(torch.empty_like(self.inner))
+        self.inner = self.scratch.take("inner", shape, self.dtype)
+        self.mixed = self.scratch.take("mixed", shape, self.dtype)
         claims = _Claims(threading.Condition(), set(), set(), self.stop)
         if helper is None or len(layer.readers) == 1:
             for reader in reversed(layer.readers):
@@ -276,25 +275,26 @@ class _Stream:
     ) -> None:
         start = tile * self.tile
         end = min(start + self.tile, self.length)
-        where = slice(start, end)
-        normed = layer.norm(self.residual[:, where])
+        where, scratch = slice(start, end), self.scratch
+        residual, mixed = self.residual[:, where], self.mixed[:, where]
+        normed = layer.norm(residual, scratch)
         if first:
-            self.inner[:, where] = layer.inputs(normed)
-        gate = layer.gate(normed) if last else None
-        mixed = self.mixed[:, where]
-        reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate)
+            layer.inputs.into(self.inner[:, where], normed)
+        gate = None
         if last:
-            residual = self.residual[:, where]
+            gate = layer.gate.into(scratch.take("gate", mixed.shape, self.dtype), normed)
+        reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate, scratch=scratch)
+        if last:
             if self.rounds:
                 residual.copy_(residual.to(self.dtype))
-            residual += layer.outputs(mixed)
+            layer.outputs.add_to(residual, mixed)
 
     def pool(self, norm: InputNorm, weights: Tensor) -> Tensor:
         """Return the weighted sum over the positions, [R, D]."""
         total: Tensor | float = 0.0
         for start in range(0, self.length, self.tile):
             where = slice(start, start + self.tile)
-            normed = at_least_float32(norm(self.residual[:, where]))
+            normed = at_least_float32(norm(self.residual[:, where], self.scratch))
             total = total + torch.einsum("rld,rl->rd", normed, weights[:, where].to(normed.dtype))
         assert isinstance(total, Tensor)
         return total

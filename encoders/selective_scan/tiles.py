@@ -29,6 +29,7 @@ def convolve_tile(
     bias: Float[Tensor, " channel"] | None,
     *,
     reverse: bool = False,
+    out: Float[Tensor, "batch tile channel"] | None = None,
 ) -> Float[Tensor, "batch tile channel"]:
     """Return positions `start` to `end` of `convolve_silu`.
 
@@ -41,6 +42,9 @@ def convolve_tile(
         The tile.
     weight, bias, reverse
         As `encoders.selective_scan.convolve_silu` takes them.
+    out : Tensor [B, end - start, D], optional
+        Room for the result in float32, lying densely: new memory may cost as much as the sums.
+        Used where it can be.
 
     Returns
     -------
@@ -57,12 +61,18 @@ def convolve_tile(
     from encoders.selective_scan import cpu
 
     read, weight, bias = cpu.rowwise(read), weight.float().contiguous(), cpu.dense(bias)
-    y = torch.empty(x.shape[0], end - start, x.shape[2], dtype=torch.float32, device="cpu")
+    y = _room((x.shape[0], end - start, x.shape[2]), out)
     arguments = cpu.convolution_arguments(read[:, mine], weight, bias, reverse)
     arguments.row_end, arguments.channel_end = x.shape[0], x.shape[2]
     arguments.y, arguments.before = SequenceView.of(y), before
     library.call("convolve", arguments)
     return y.to(x.dtype)
+
+
+def _room(shape: tuple[int, ...], out: Tensor | None) -> Tensor:
+    if out is not None and out.dtype == torch.float32:
+        return out
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def scan_tile(
@@ -174,6 +184,7 @@ def norm_tile(
     eps: float,
     *,
     centre: bool,
+    out: Float[Tensor, "batch tile dim"] | None = None,
 ) -> Float[Tensor, "batch tile dim"]:
     """Return ``x / sqrt(mean(x^2) + eps) * weight + bias``; with `centre`, a layer norm.
 
@@ -186,6 +197,8 @@ def norm_tile(
     eps : float
     centre : bool
         Whether the mean is taken off first.
+    out : Tensor [B, T, D], optional
+        Room for the result, as `convolve_tile` takes it.
 
     Returns
     -------
@@ -196,7 +209,7 @@ def norm_tile(
             return F.layer_norm(x, weight.shape, weight, bias, eps)
         scaled = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
         return scaled if bias is None else scaled + bias
-    y = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+    y = _room(tuple(x.shape), out)
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     arguments = library.Norm(
         rows=x.shape[0],
