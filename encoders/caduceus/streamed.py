@@ -8,11 +8,13 @@ residual, in place. So every product is taken once, and a stream needs its resid
 of the inner width.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,18 @@ def pool_streamed(
     Tensor [B, D, 2]
         In float32 at least; as `CaduceusEncoder.forward`.
     """
+    with _alone() as threads, torch.inference_mode():
+        pooled = _pool(network, input_ids, complement_map, weights, threads)
+    return pooled.clone()  # outside of inference mode: an ordinary tensor
+
+
+def _pool(
+    network: CaduceusForMaskedLM,
+    input_ids: Tensor,
+    complement_map: Tensor,
+    weights: Tensor,
+    threads: int,
+) -> Tensor:
     folds = network.config.rcps and network.config.fused_add_norm
     layers, last_norm = prepare_layers(network, folds=folds)
     turned = folds and len(layers) % 2 == 1
@@ -151,7 +165,7 @@ def pool_streamed(
         return stream.pool(last_norm, share)
 
     two_way = len(layers[0].readers) == 2
-    pooled = _run_all(run, jobs, stop, two_way=two_way, long=length >= LONG)
+    pooled = _run_all(run, jobs, stop, threads, two_way=two_way, long=length >= LONG)
     strands = [torch.cat(pooled[strand::2]) for strand in range(2)]
     total = weights.to(strands[0].dtype).sum(dim=1)
     return torch.stack(strands, dim=-1) / total[:, None, None]
@@ -304,47 +318,64 @@ class _Stream:
 _ALONE = threading.Lock()
 
 
+@contextmanager
+def _alone() -> Iterator[int]:
+    """Have the process' threads to oneself; gives their number, and leaves one to torch.
+
+    Torch's own threads would wait beside the workers for the caller's next operation, each of them
+    keeping a core busy.
+    """
+    if torch.get_num_threads() == 1:
+        yield 1
+        return
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
+
+
+@cache
+def _workers(name: str, count: int) -> ThreadPoolExecutor:
+    """Return threads that compute by themselves, kept from call to call."""
+    return ThreadPoolExecutor(count, f"genebold-{name}", lambda: torch.set_num_threads(1))
+
+
+# A forked child has the threads' pool but none of its threads.
+os.register_at_fork(after_in_child=_workers.cache_clear)
+
+
 def _run_all(
     run: Callable[[tuple[Tensor, Tensor], ThreadPoolExecutor | None], Tensor],
     jobs: list[tuple[Tensor, Tensor]],
     stop: threading.Event,
+    threads: int,
     *,
     two_way: bool,
     long: bool,
 ) -> list[Tensor]:
-    """Run all jobs on as many threads as torch has; each of them computes by itself."""
-    threads = torch.get_num_threads()
+    """Run all jobs on so many threads; each of them computes by itself."""
     if threads == 1:
-        with torch.inference_mode():
-            return [run(job, None) for job in jobs]
+        return [run(job, None) for job in jobs]
     paired = two_way and (long or len(jobs) < threads)
     at_once = max(1, threads // 2) if paired else threads
+    helpers = _workers("reader", at_once) if paired else None
 
-    def alone() -> None:
-        torch.set_num_threads(1)
-
-    def work(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
+    def work(job: tuple[Tensor, Tensor]) -> Tensor:
         with torch.inference_mode():
-            return run(job, helper)
+            return run(job, helpers)
 
+    futures = [_workers("stream", at_once).submit(work, job) for job in jobs]
     try:
-        with (
-            _ALONE,
-            ThreadPoolExecutor(at_once, "genebold-stream", alone) as workers,
-            ThreadPoolExecutor(at_once, "genebold-reader", alone) as helpers,
-        ):
-            helper = helpers if paired else None
-            futures = [workers.submit(work, job, helper) for job in jobs]
-            try:
-                return _results(futures)
-            except BaseException:
-                stop.set()
-                for future in futures:
-                    future.cancel()
-                raise
-    finally:
-        # A thread's own number is the whole process' for some libraries.
-        torch.set_num_threads(threads)
+        return _results(futures)
+    except BaseException:
+        stop.set()
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        raise
 
 
 def _results(futures: list[Future[Tensor]]) -> list[Tensor]:
