@@ -182,6 +182,7 @@ class StreamLayer:
             biases = mamba.in_proj.bias.split(inner)
         self.norm = InputNorm(norm, first.dtype, flipped)
         self.inner = inner
+        self.both = Product(first, mamba.in_proj.bias)
         self.inputs = Product(first[:inner], biases[0])
         self.gate = Product(first[inner:], biases[1])
         self.outputs = Product(last, last_bias)

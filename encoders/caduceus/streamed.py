@@ -158,7 +158,10 @@ def _pool(
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
         embedded = scratch.take("residual", (*tokens.shape, table.shape[1]), wide)
-        embedded.copy_(F.embedding(tokens, table))
+        if table.dtype == wide:
+            torch.index_select(table, 0, tokens.flatten(), out=embedded.view(-1, table.shape[1]))
+        else:
+            embedded.copy_(F.embedding(tokens, table))
         stream = _Stream(embedded, table.dtype, stop, tile, scratch, rounds=rounds)
         for layer in layers:
             stream.run(layer, helper)
@@ -249,8 +252,11 @@ class _Stream:
     def run(self, layer: StreamLayer, helper: ThreadPoolExecutor | None) -> None:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
-        self.inner = self.scratch.take("inner", shape, self.dtype)
         self.mixed = self.scratch.take("mixed", shape, self.dtype)
+        if self.tiles == 1:
+            self._run_whole(layer)
+            return
+        self.inner = self.scratch.take("inner", shape, self.dtype)
         claims = _Claims(threading.Condition(), set(), set(), self.stop)
         if helper is None or len(layer.readers) == 1:
             for reader in reversed(layer.readers):
@@ -266,6 +272,28 @@ class _Stream:
             wait([other])
             raise
         other.result()
+
+    def _run_whole(self, layer: StreamLayer) -> None:
+        """Where one tile holds the stream: one norm and one product serve both readers."""
+        if self.stop.is_set():
+            raise _StoppedError
+        scratch, inner = self.scratch, layer.inner
+        normed = layer.norm(self.residual, scratch)
+        room = scratch.take("both", (*normed.shape[:2], 2 * inner), self.dtype)
+        projected, gate = layer.both.into(room, normed).split(inner, dim=-1)
+        for reader in reversed(layer.readers):
+            last = reader is layer.readers[0]
+            state = reader.start(len(self.residual))
+            reader.read(
+                projected, 0, self.length, state, self.mixed,
+                add=reader is not layer.readers[-1], gate=gate if last else None, scratch=scratch,
+            )  # fmt: skip
+        self._add(layer, self.residual, self.mixed)
+
+    def _add(self, layer: StreamLayer, residual: Tensor, mixed: Tensor) -> None:
+        if self.rounds:
+            residual.copy_(residual.to(self.dtype))
+        layer.outputs.add_to(residual, mixed)
 
     def _walk(self, layer: StreamLayer, reader: Reader, claims: _Claims) -> None:
         with torch.inference_mode(), claims.released_on_failure():
@@ -299,9 +327,7 @@ class _Stream:
             gate = layer.gate.into(scratch.take("gate", mixed.shape, self.dtype), normed)
         reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate, scratch=scratch)
         if last:
-            if self.rounds:
-                residual.copy_(residual.to(self.dtype))
-            layer.outputs.add_to(residual, mixed)
+            self._add(layer, residual, mixed)
 
     def pool(self, norm: InputNorm, weights: Tensor) -> Tensor:
         """Return the weighted sum over the positions, [R, D]."""
