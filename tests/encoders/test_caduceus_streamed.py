@@ -1,5 +1,7 @@
 """Streamed pooling gives what running the network and pooling gives, however it is cut."""
 
+import multiprocessing
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -217,6 +219,23 @@ def test_callers_in_several_threads_get_what_they_asked_for(threads) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda batch: pool_streamed(encoder.backbone, *batch), batches))
     assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_streams_with_threads_of_its_own(threads) -> None:
+    threads(2)
+    encoder = small("ps", "float32")
+    batch = windows_of(encoder, 2, 90)
+    wanted = pool_streamed(encoder.backbone, *batch)
+
+    def work() -> None:
+        os._exit(0 if torch.equal(pool_streamed(encoder.backbone, *batch), wanted) else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(timeout=60)  # where it waits for its parent's threads, it waits for ever
+    child.kill()
+    assert child.exitcode == 0
 
 
 @pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
