@@ -30,7 +30,7 @@ COMPILE_ARGS = (
 )
 LEVELS = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE = "GENEBOLD_CPU_LEVEL"
-INTERFACE_VERSION = 3
+INTERFACE_VERSION = 4
 KEPT_EVERY = 16
 MAX_TAPS = 8
 
@@ -81,6 +81,7 @@ class ScanBackward(ctypes.Structure):
         ("rows", _SIZE),
         ("grad_a", _ARRAY),
         ("grad_skip", _ARRAY),
+        ("carry", _ARRAY),
     )
 
 
@@ -90,7 +91,7 @@ class Convolution(ctypes.Structure):
     _fields_ = (
         *((name, _SIZE) for name in ("length", "channels", "taps")),
         *_RANGE,
-        *((name, _SIZE) for name in ("reverse", "before")),
+        *((name, _SIZE) for name in ("reverse", "before", "accumulate")),
         ("x", SequenceView),
         ("y", SequenceView),
         ("weight", _ARRAY),
@@ -99,6 +100,7 @@ class Convolution(ctypes.Structure):
         ("grad_x", SequenceView),
         ("grad_weight", _ARRAY),
         ("grad_bias", _ARRAY),
+        ("carry", _ARRAY),
     )
 
 

@@ -42,6 +42,8 @@ typedef struct {
   int64_t group, rows;  // channels of a group; batch rows in all
   float *grad_a;       // [batch, states, channels]
   float *grad_skip;    // [batch, channels]
+  float *carry;  // null for zeros, or dL/dh behind the last position read: [batch, states,
+                 // channels], left as that before the first
 } ScanBackward;
 
 // Depthwise convolution over the last (or, reversed, the next) `taps` positions, bias and SiLU.
@@ -49,12 +51,15 @@ typedef struct {
   int64_t length, channels, taps;
   int64_t row_begin, row_end, channel_begin, channel_end;
   int64_t reverse;
-  int64_t before;  // positions read before the first, which lie beside it in memory; forward only
+  int64_t before;      // positions read before the first, which lie beside it in memory
+  int64_t accumulate;  // backward only: add to grad_x
   Sequence x, y;
   const float *weight;  // [channels, taps], the last tap on the position itself
   const float *bias;    // [channels], or null
   Sequence grad_y, grad_x;           // backward only
   float *grad_weight, *grad_bias;    // [batch, channels, taps], [batch, channels]
+  float *carry;  // backward only: null for zeros, or the gradient before SiLU of the taps - 1
+                 // positions read after the last: [batch, taps - 1, channels], left as the first's
 } Convolution;
 
 // y = (x - mean) / sqrt(mean square + epsilon) weight + bias, over the last axis.
@@ -68,5 +73,5 @@ typedef struct {
 
 #define KEPT_EVERY 16
 #define MAX_TAPS 8
-#define INTERFACE_VERSION 3
+#define INTERFACE_VERSION 4
 #endif

@@ -284,7 +284,7 @@ TARGET static int scan_forward(const ScanForward &s) {
 struct Backward {
   const ScanBackward &q;
   const ScanForward &s;
-  float *decay, *before;    // [KEPT_EVERY, STATES, LANES], states before each position
+  float *decay, *survived;  // [KEPT_EVERY, STATES, LANES], survived: decay times the state before
   float *b_c;               // [KEPT_EVERY, 2 states, LANES]
   float *delta, *input, *slope, *grad_input, *grad_step;  // rows
 };
@@ -296,20 +296,30 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
                            float *grad_a) {
   const ScanForward &s = w.s;
   const float *a = c.a + first * LANES;
+  // Copies: the compiler must think that any store changes what a reference leads to.
+  const float *const delta = w.delta, *const input = w.input;
+  float *const decays = w.decay, *const survived = w.survived;
+  const int64_t reverse = s.reverse, states = s.states;
+  const Sequence in_b = s.b, in_c = s.c, grad_y = w.q.grad_y;
+  const int64_t channel = c.first, count = c.count;
   Vec h[STATES];
 #pragma GCC unroll 16
   for (int n = 0; n < STATES; n++)
-    h[n] = load_some(kept + (first + n) * s.channels + c.first, c.count);
+    h[n] = load_some(kept + (first + n) * s.channels + channel, count);
   for (int64_t j = 0; j < length; j++) {
-    const int64_t t = s.reverse ? length - 1 - j : j;
-    const float *b = at(s.b, row, start + t) + first;
-    const Vec step = load(w.delta + t * LANES), x = load(w.input + t * LANES);
+    const int64_t t = reverse ? length - 1 - j : j;
+    const float *b = at(in_b, row, start + t) + first;
+    const Vec step = load(delta + t * LANES), x = load(input + t * LANES);
+    const Vec dy = load_some(at(grad_y, row, start + t) + channel, count);
+    float *for_c = w.b_c + ((2 * t + 1) * states + first) * LANES;
 #pragma GCC unroll 16
     for (int n = 0; n < STATES; n++) {
       const Vec decay = exp2_of_product<BOUND>(step, load(a + n * LANES));
-      store(w.before + (j * STATES + n) * LANES, h[n]);
-      store(w.decay + (j * STATES + n) * LANES, decay);
-      h[n] = decay * h[n] + x * b[n];
+      const Vec left = decay * h[n];
+      store(decays + (j * STATES + n) * LANES, decay);
+      store(survived + (j * STATES + n) * LANES, left);
+      h[n] = left + x * b[n];
+      store(for_c + n * LANES, load(for_c + n * LANES) + dy * h[n]);
     }
   }
   Vec grad[STATES], sum_a[STATES];
@@ -319,26 +329,22 @@ TARGET static void retreat(const Backward &w, const Channels &c, int64_t row, in
     sum_a[n] = (Vec){};  // a tile's own sum first: fewer roundings over a long sequence
   }
   for (int64_t j = length - 1; j >= 0; j--) {
-    const int64_t t = s.reverse ? length - 1 - j : j;
-    const float *b = at(s.b, row, start + t) + first, *g = at(s.c, row, start + t) + first;
-    const Vec step = load(w.delta + t * LANES), x = load(w.input + t * LANES);
-    const Vec dy = load_some(at(w.q.grad_y, row, start + t) + c.first, c.count);
-    float *for_b = w.b_c + (t * 2 * s.states + first) * LANES, *for_c = for_b + s.states * LANES;
+    const int64_t t = reverse ? length - 1 - j : j;
+    const float *b = at(in_b, row, start + t) + first, *g = at(in_c, row, start + t) + first;
+    const Vec step = load(delta + t * LANES), x = load(input + t * LANES);
+    const Vec dy = load_some(at(grad_y, row, start + t) + channel, count);
+    float *for_b = w.b_c + (2 * t * states + first) * LANES;
     Vec through_input = load(w.grad_input + t * LANES), through_step = load(w.grad_step + t * LANES);
 #pragma GCC unroll 16
     for (int n = 0; n < STATES; n++) {
       // After this position h = decay * before + x * b.
-      const Vec decay = load(w.decay + (j * STATES + n) * LANES);
-      const Vec before = load(w.before + (j * STATES + n) * LANES);
-      const Vec kept_part = decay * before;
       grad[n] += dy * g[n];
-      store(for_c + n * LANES, load(for_c + n * LANES) + dy * (kept_part + x * b[n]));
       store(for_b + n * LANES, load(for_b + n * LANES) + grad[n] * x);
       through_input += grad[n] * b[n];
-      const Vec exponent = grad[n] * kept_part;
+      const Vec exponent = grad[n] * load(survived + (j * STATES + n) * LANES);
       through_step += exponent * load(a + n * LANES);
       sum_a[n] += exponent * step;
-      grad[n] *= decay;
+      grad[n] *= load(decays + (j * STATES + n) * LANES);
     }
     store(w.grad_input + t * LANES, through_input);
     store(w.grad_step + t * LANES, through_step);
@@ -410,6 +416,11 @@ TARGET static int scan_backward(const ScanBackward &q) {
     for (int64_t block = 0; block < blocks; block++) {
       float *carry = work + block * per_block, *a = carry + small, *grad_a = a + small;
       for (int64_t i = 0; i < small; i++) carry[i] = grad_a[i] = 0.0f;
+      for (int64_t n = 0; q.carry && n < s.states; n++) {
+        const int64_t first = s.channel_begin + block * LANES;
+        store(carry + n * LANES, load_some(q.carry + (row * s.states + n) * s.channels + first,
+                                           s.channel_end - first));
+      }
       turn_weights(s, s.channel_begin + block * LANES, grad_a + small, a);
     }
     for (int64_t i = s.channel_begin; i < s.channel_end; i++) q.grad_skip[row * s.channels + i] = 0;
@@ -436,6 +447,8 @@ TARGET static int scan_backward(const ScanBackward &q) {
       const int64_t first = s.channel_begin + block * LANES, left = s.channel_end - first;
       const Channels c = {first, left < LANES ? left : LANES, {}, {}, nullptr, nullptr};
       put_states(q.grad_a + row * s.states * s.channels, s, c, work + block * per_block + 2 * small);
+      if (q.carry)
+        put_states(q.carry + row * s.states * s.channels, s, c, work + block * per_block);
     }
   }
   free(work);
@@ -523,56 +536,131 @@ TARGET static int convolve(const Convolution &q) {
   return 0;
 }
 
-TARGET static int convolve_backward(const Convolution &q) {
-  const int64_t taps = q.taps, step = q.reverse ? -1 : 1;
-  const int64_t origin = q.reverse ? q.length - 1 : 0;
-  for (int64_t row = q.row_begin; row < q.row_end; row++) {
-    for (int64_t first = q.channel_begin; first < q.channel_end; first += LANES) {
-      const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
-      alignas(64) float turned[MAX_TAPS * LANES];
-      turn(q.weight + first * taps, taps, count, 1.0f, turned);
-      const Vec bias = q.bias ? load_some(q.bias + first, count) : (Vec){};
-      Vec weight[MAX_TAPS], window[MAX_TAPS], later[MAX_TAPS], grad_weight[MAX_TAPS];
-      for (int64_t k = 0; k < taps; k++) {
-        weight[k] = load(turned + k * LANES);
-        window[k] = later[k] = grad_weight[k] = (Vec){};
+// What the backward convolution holds of LANES channels, in vectors: weights, window, later,
+// grad_weight, then what follows; see `convolve_back`.
+enum { BACK_VECTORS = 5 * MAX_TAPS + 2, BACK_POSITIONS = 16 };
+
+// Positions [begin, end) of LANES channels, from dL/dy to dL/dx, which is known TAPS - 1 positions
+// later; behind the last position of the sequence what follows it is taken from `work`.
+template <int TAPS>
+TARGET static void convolve_back(const Convolution &q, int64_t row, int64_t first, int64_t begin,
+                                 int64_t end, float *work) {
+  const int64_t left = q.channel_end - first, count = left < LANES ? left : LANES;
+  const bool reverse = q.reverse, adds = q.accumulate;
+  const int64_t length = q.length, from = reverse ? length - 1 : 0, step = reverse ? -1 : 1;
+  const Sequence x = q.x, grad_y = q.grad_y, grad_x = q.grad_x;
+  float *const carry = q.carry ? q.carry + row * (TAPS - 1) * q.channels + first : nullptr;
+  const int64_t channels = q.channels;
+  Vec weight[TAPS], window[TAPS], later[TAPS], grad_weight[TAPS];
+#pragma GCC unroll 8
+  for (int k = 0; k < TAPS; k++) {
+    weight[k] = load(work + k * LANES);
+    window[k] = load(work + (TAPS + k) * LANES);
+    later[k] = load(work + (2 * TAPS + k) * LANES);
+    grad_weight[k] = load(work + (3 * TAPS + k) * LANES);
+  }
+  const float *const follows = work + 4 * TAPS * LANES;
+  const Vec bias = load(work + 5 * TAPS * LANES);
+  Vec grad_bias = load(work + (5 * TAPS + 1) * LANES);
+  for (int64_t j = begin; j < end; j++) {
+    Vec inner;
+    if (j < length) {
+      const int64_t t = from + step * j;
+      Vec sum = bias;
+#pragma GCC unroll 8
+      for (int k = 0; k + 1 < TAPS; k++) {
+        window[k] = window[k + 1];
+        sum += weight[k] * window[k];
       }
-      Vec grad_bias = {};
-      // dL/dx of a position is known `taps - 1` positions later.
-      for (int64_t j = 0; j < q.length + taps - 1; j++) {
-        Vec inner = {};
-        if (j < q.length) {
-          const int64_t t = origin + step * j;
-          Vec sum = bias;
-          for (int64_t k = 0; k + 1 < taps; k++) {
-            window[k] = window[k + 1];
-            sum += weight[k] * window[k];
-          }
-          window[taps - 1] = load_some(at(q.x, row, t) + first, count);
-          sum += weight[taps - 1] * window[taps - 1];
-          const Vec s = logistic(sum);
-          const Vec dy = load_some(at(q.grad_y, row, t) + first, count);
-          inner = dy * s * (all(1.0f) + sum * (all(1.0f) - s));
-          for (int64_t k = 0; k < taps; k++) grad_weight[k] += inner * window[k];
-          grad_bias += inner;
-        }
-        for (int64_t k = 0; k + 1 < taps; k++) later[k] = later[k + 1];
-        later[taps - 1] = inner;
-        if (j >= taps - 1) {
-          Vec grad = {};
-          for (int64_t k = 0; k < taps; k++) grad += later[k] * weight[taps - 1 - k];
-          store_some(at_mutable(q.grad_x, row, origin + step * (j - taps + 1)) + first, grad, count);
-        }
-      }
-      for (int64_t k = 0; k < taps; k++) {
-        float lanes[LANES];
-        store(lanes, grad_weight[k]);
-        for (int64_t lane = 0; lane < count; lane++)
-          q.grad_weight[((row * q.channels) + first + lane) * taps + k] = lanes[lane];
-      }
-      store_some(q.grad_bias + row * q.channels + first, grad_bias, count);
+      window[TAPS - 1] = load_some(at(x, row, t) + first, count);
+      sum += weight[TAPS - 1] * window[TAPS - 1];
+      const Vec s = logistic(sum);
+      const Vec dy = load_some(at(grad_y, row, t) + first, count);
+      inner = dy * s * (all(1.0f) + sum * (all(1.0f) - s));
+#pragma GCC unroll 8
+      for (int k = 0; k < TAPS; k++) grad_weight[k] += inner * window[k];
+      grad_bias += inner;
+    } else {
+      inner = load(follows + (j - length) * LANES);
+    }
+    if (carry && j < TAPS - 1) store_some(carry + j * channels, inner, count);
+#pragma GCC unroll 8
+    for (int k = 0; k + 1 < TAPS; k++) later[k] = later[k + 1];
+    later[TAPS - 1] = inner;
+    if (j >= TAPS - 1) {
+      Vec grad = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < TAPS; k++) grad += later[k] * weight[TAPS - 1 - k];
+      float *to = at_mutable(grad_x, row, from + step * (j - TAPS + 1)) + first;
+      if (adds) grad += load_some(to, count);
+      store_some(to, grad, count);
     }
   }
+#pragma GCC unroll 8
+  for (int k = 0; k < TAPS; k++) {
+    store(work + (TAPS + k) * LANES, window[k]);
+    store(work + (2 * TAPS + k) * LANES, later[k]);
+    store(work + (3 * TAPS + k) * LANES, grad_weight[k]);
+  }
+  store(work + (5 * TAPS + 1) * LANES, grad_bias);
+}
+
+template <int TAPS>
+TARGET static void convolve_row_back(const Convolution &q, int64_t row, float *work) {
+  const int64_t blocks = blocks_of(q.channel_begin, q.channel_end);
+  const int64_t floats = BACK_VECTORS * LANES;
+  for (int64_t i = 0; i < blocks * floats; i++) work[i] = 0.0f;
+  for (int64_t block = 0; block < blocks; block++) {
+    float *to = work + block * floats;
+    const int64_t first = q.channel_begin + block * LANES, left = q.channel_end - first;
+    turn(q.weight + first * TAPS, TAPS, left < LANES ? left : LANES, 1.0f, to);
+    for (int k = 1; k < TAPS; k++) {  // the window's first one moves out at once
+      const int64_t j = k - TAPS;
+      if (-j > q.before) continue;
+      store(to + (TAPS + k) * LANES, load_some(at(q.x, row, position_of(q, j)) + first, left));
+    }
+    for (int k = 0; q.carry && k + 1 < TAPS; k++)
+      store(to + (4 * TAPS + k) * LANES,
+            load_some(q.carry + (row * (TAPS - 1) + k) * q.channels + first, left));
+    if (q.bias) store(to + 5 * TAPS * LANES, load_some(q.bias + first, left));
+  }
+  // Few positions of all channels at a time: whole rows are read, and used at once.
+  const int64_t ends = q.length + TAPS - 1;
+  for (int64_t begin = 0; begin < ends; begin += BACK_POSITIONS) {
+    const int64_t end = begin + BACK_POSITIONS < ends ? begin + BACK_POSITIONS : ends;
+    for (int64_t block = 0; block < blocks; block++)
+      convolve_back<TAPS>(q, row, q.channel_begin + block * LANES, begin, end,
+                          work + block * floats);
+  }
+  for (int64_t block = 0; block < blocks; block++) {
+    const float *from = work + block * floats;
+    const int64_t first = q.channel_begin + block * LANES, left = q.channel_end - first;
+    for (int64_t k = 0; k < TAPS; k++)
+      for (int64_t lane = 0; lane < LANES && lane < left; lane++)
+        q.grad_weight[(row * q.channels + first + lane) * TAPS + k] =
+            from[(3 * TAPS + k) * LANES + lane];
+    store_some(q.grad_bias + row * q.channels + first, load(from + (5 * TAPS + 1) * LANES), left);
+  }
+}
+
+TARGET static int convolve_backward(const Convolution &q) {
+  const int64_t blocks = blocks_of(q.channel_begin, q.channel_end);
+  const int64_t bytes = blocks * BACK_VECTORS * LANES * sizeof(float);
+  float *work = (float *)aligned_alloc(64, (bytes / 64 + 1) * 64);
+  if (!work) return 1;
+  for (int64_t row = q.row_begin; row < q.row_end; row++) {
+    switch (q.taps) {
+      case 1: convolve_row_back<1>(q, row, work); break;
+      case 2: convolve_row_back<2>(q, row, work); break;
+      case 3: convolve_row_back<3>(q, row, work); break;
+      case 4: convolve_row_back<4>(q, row, work); break;
+      case 5: convolve_row_back<5>(q, row, work); break;
+      case 6: convolve_row_back<6>(q, row, work); break;
+      case 7: convolve_row_back<7>(q, row, work); break;
+      default: convolve_row_back<8>(q, row, work);
+    }
+  }
+  free(work);
   return 0;
 }
 
