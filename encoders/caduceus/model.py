@@ -90,6 +90,11 @@ class MixerModel(nn.Module):
         The two are only ever used as a sum, and where nothing is rounded on the way a layer can
         start from that: one tensor a layer is all that is kept.
         """
+        from encoders.caduceus.streamed_training import add_up_streamed, can_train_streamed
+
+        if can_train_streamed(self.layers, total):
+            fused = self.lists_last_state
+            return add_up_streamed(self.layers, total, rcps=self.rcps, fused=fused)
         for layer in self.layers:
             total = run_layer(_add_layer, layer, total, recompute=True)
         return total

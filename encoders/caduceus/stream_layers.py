@@ -128,7 +128,9 @@ class Reader:
         self.projection = Product(reading.x_proj.weight)
         self.A = -torch.exp(at_least_float32(reading.A_log))
         self.D = reading.D
-        self.rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
+        rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
+        self.parts = [rank, self.states, self.states]  # of what is projected: time steps, B, C
+        self.width = sum(self.parts)
         self.steps_weight: Tensor | None = reading.dt_proj.weight
         self.steps_bias = reading.dt_proj.bias
         self.steps: Product | None = None
@@ -148,9 +150,8 @@ class Reader:
         shape = (len(u), end - start, u.shape[2])
         out = scratch.take("convolved", shape, u.dtype)
         x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse, out=out)
-        parts = [self.rank, self.states, self.states]
-        out = scratch.take("projected", (*shape[:2], sum(parts)), u.dtype)
-        low, B, C = self.projection.into(out, x).split(parts, dim=-1)
+        out = scratch.take("projected", (*shape[:2], self.width), u.dtype)
+        low, B, C = self.projection.into(out, x).split(self.parts, dim=-1)
         if self.steps is not None:
             low = self.steps(low)
         scan_tile(

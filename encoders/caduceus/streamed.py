@@ -10,11 +10,12 @@ of the inner width.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,9 @@ from encoders.caduceus.stream_layers import (
 )
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 # Numbers of the inner width in a tile: 512 positions at the published width, whose buffers stay in
 # the second-level cache; narrow networks take longer tiles, since each costs some forty calls.
@@ -64,7 +68,7 @@ def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
     if torch.is_grad_enabled() and any(value.requires_grad for value in network.parameters()):
         return False
     native = backend_for(first.device, wide) == "cpu"
-    return (native or length >= LONG) and streams(network) and not _is_changed(network)
+    return (native or length >= LONG) and streams(network) and not is_changed(network)
 
 
 def streams(network: CaduceusForMaskedLM) -> bool:
@@ -83,10 +87,16 @@ def streams(network: CaduceusForMaskedLM) -> bool:
 _OWN_KINDS = (nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, nn.ModuleDict)
 
 
-def _is_changed(network: CaduceusForMaskedLM) -> bool:
+def is_changed(network: nn.Module) -> bool:
     """Tell whether layers have hooks, or are others than those the network was built with."""
     for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        if any(hooks) or "forward" in vars(module):
             return True
         kind = type(module)
         if kind not in _OWN_KINDS and not kind.__module__.startswith("encoders."):
@@ -122,7 +132,7 @@ def pool_streamed(
     Tensor [B, D, 2]
         In float32 at least; as `CaduceusEncoder.forward`.
     """
-    with _alone() as threads, torch.inference_mode():
+    with alone() as threads, torch.inference_mode():
         pooled = _pool(network, input_ids, complement_map, weights, threads)
     return pooled.clone()  # outside of inference mode: an ordinary tensor
 
@@ -155,6 +165,7 @@ def _pool(
 
     stop, scratch = threading.Event(), Scratch()
 
+    @torch.inference_mode()
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
         embedded = scratch.take("residual", (*tokens.shape, table.shape[1]), wide)
@@ -162,19 +173,19 @@ def _pool(
             torch.index_select(table, 0, tokens.flatten(), out=embedded.view(-1, table.shape[1]))
         else:
             embedded.copy_(F.embedding(tokens, table))
-        stream = _Stream(embedded, table.dtype, stop, tile, scratch, rounds=rounds)
+        stream = Stream(embedded, table.dtype, stop, tile, scratch, rounds=rounds)
         for layer in layers:
             stream.run(layer, helper)
         return stream.pool(last_norm, share)
 
     two_way = len(layers[0].readers) == 2
-    pooled = _run_all(run, jobs, stop, threads, two_way=two_way, long=length >= LONG)
+    pooled = run_all(run, jobs, stop, threads, two_way=two_way, long=length >= LONG)
     strands = [torch.cat(pooled[strand::2]) for strand in range(2)]
     total = weights.to(strands[0].dtype).sum(dim=1)
     return torch.stack(strands, dim=-1) / total[:, None, None]
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """Something else failed: the other reader of a stream, another stream, or the caller."""
 
 
@@ -191,14 +202,14 @@ class _Claims:
     def claim(self, tile: int) -> bool:
         """Return whether nobody came before; else wait until that reader has left."""
         if self.stop.is_set():
-            raise _StoppedError
+            raise StoppedError
         with self.changed:
             if tile not in self.come:
                 self.come.add(tile)
                 return True
             self.changed.wait_for(lambda: tile in self.left or self.failed)
             if self.failed:
-                raise _StoppedError
+                raise StoppedError
             return False
 
     def leave(self, tile: int) -> None:
@@ -219,7 +230,7 @@ class _Claims:
             raise
 
 
-class _Stream:
+class Stream:
     """One strand of a few windows of equal length, [R, L, D].
 
     With `rounds` the residual is kept in `dtype`, but for its last summand: norms see the sum
@@ -249,6 +260,7 @@ class _Stream:
         """Number of tiles."""
         return -(-self.length // self.tile)
 
+    @torch.inference_mode()
     def run(self, layer: StreamLayer, helper: ThreadPoolExecutor | None) -> None:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
@@ -265,7 +277,7 @@ class _Stream:
         other = helper.submit(self._walk, layer, layer.readers[1], claims)
         try:
             self._walk(layer, layer.readers[0], claims)
-        except _StoppedError:
+        except StoppedError:
             other.result()  # if that is why, its own error
             raise
         except BaseException:
@@ -276,7 +288,7 @@ class _Stream:
     def _run_whole(self, layer: StreamLayer) -> None:
         """Where one tile holds the stream: one norm and one product serve both readers."""
         if self.stop.is_set():
-            raise _StoppedError
+            raise StoppedError
         scratch, inner = self.scratch, layer.inner
         normed = layer.norm(self.residual, scratch)
         room = scratch.take("both", (*normed.shape[:2], 2 * inner), self.dtype)
@@ -345,7 +357,7 @@ _ALONE = threading.Lock()
 
 
 @contextmanager
-def _alone() -> Iterator[int]:
+def alone() -> Iterator[int]:
     """Have the process' threads to oneself; gives their number, and leaves one to torch.
 
     Torch's own threads would wait beside the workers for the caller's next operation, each of them
@@ -373,27 +385,41 @@ def _workers(name: str, count: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
-def _run_all(
-    run: Callable[[tuple[Tensor, Tensor], ThreadPoolExecutor | None], Tensor],
-    jobs: list[tuple[Tensor, Tensor]],
+def run_all(
+    run: Callable[[Job, ThreadPoolExecutor | None], Result],
+    jobs: Sequence[Job],
     stop: threading.Event,
     threads: int,
     *,
     two_way: bool,
     long: bool,
-) -> list[Tensor]:
-    """Run all jobs on so many threads; each of them computes by itself."""
+) -> list[Result]:
+    """Run all jobs on so many threads; each of them computes by itself.
+
+    Parameters
+    ----------
+    run : callable
+        Takes a job, and where its second reader may run beside the first.
+    jobs : sequence
+    stop : threading.Event
+        Set when one has failed.
+    threads : int
+        As `alone` gives them.
+    two_way, long : bool
+        Whether there are two readers, and whether a job's memory counts.
+
+    Returns
+    -------
+    list
+        What `run` returned, in the order of the jobs.
+    """
     if threads == 1:
         return [run(job, None) for job in jobs]
     paired = two_way and (long or len(jobs) < threads)
     at_once = max(1, threads // 2) if paired else threads
     helpers = _workers("reader", at_once) if paired else None
 
-    def work(job: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.inference_mode():
-            return run(job, helpers)
-
-    futures = [_workers("stream", at_once).submit(work, job) for job in jobs]
+    futures = [_workers("stream", at_once).submit(run, job, helpers) for job in jobs]
     try:
         return _results(futures)
     except BaseException:
@@ -404,7 +430,7 @@ def _run_all(
         raise
 
 
-def _results(futures: list[Future[Tensor]]) -> list[Tensor]:
+def _results(futures: list[Future[Result]]) -> list[Result]:
     """Return all results, or raise the first error without waiting for what still runs."""
     ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in ended:

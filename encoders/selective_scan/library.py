@@ -116,6 +116,26 @@ class Norm(ctypes.Structure):
     )
 
 
+class NormBackward(ctypes.Structure):
+    """``NormBackward`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "length", "width", "centre")),
+        *((name, SequenceView) for name in ("x", "grad_y", "add", "grad_x")),
+        *((name, _ARRAY) for name in ("weight", "grad_weight", "grad_bias")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class GateBackward(ctypes.Structure):
+    """``GateBackward`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "length", "width")),
+        *((name, SequenceView) for name in ("y", "gate", "grad")),
+    )
+
+
 def address(values: Tensor | None) -> int | None:
     """Return where a contiguous tensor lies; None for None."""
     return None if values is None else values.data_ptr()

@@ -42,10 +42,13 @@ def test_checkpointed_gradients_are_equal(variant: str, dtype: str) -> None:
     encoder = encoder_of(variant, dtype)
     plain_features, plain = gradients(encoder, False)
     features, checkpointed = gradients(encoder, True)
-    assert torch.equal(features, plain_features)
     assert plain.keys() == checkpointed.keys()
+    # In float32 the native kernels take layers tile by tile (test_caduceus_streamed_training).
+    limit = 0.0 if dtype == "float64" else 1e-4
+    torch.testing.assert_close(features, plain_features, rtol=limit, atol=limit)
     for name, gradient in plain.items():
-        assert torch.equal(checkpointed[name], gradient), name
+        scale = limit * float(gradient.abs().max())
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=scale, msg=name)
 
 
 def test_checkpointed_layers_are_run_twice_and_only_for_gradients() -> None:

@@ -71,6 +71,23 @@ typedef struct {
   float epsilon;
 } Norm;
 
+// Backwards through that norm: grad_x = add + dL/dx, with grad_y = dL/dy.
+typedef struct {
+  int64_t rows, length, width;
+  int64_t centre;
+  Sequence x, grad_y, add, grad_x;
+  const float *weight;
+  float *grad_weight, *grad_bias;  // [width], summed over rows and positions
+  float epsilon;
+} NormBackward;
+
+// Backwards through y silu(gate), in place: y, gate and dL/d(y silu(gate)) become dL/dy, dL/dgate
+// and y silu(gate).
+typedef struct {
+  int64_t rows, length, width;
+  Sequence y, gate, grad;
+} GateBackward;
+
 #define KEPT_EVERY 16
 #define MAX_TAPS 8
 #define INTERFACE_VERSION 4

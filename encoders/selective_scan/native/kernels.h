@@ -693,3 +693,60 @@ TARGET static int norm(const Norm &q) {
       norm_position(q, at(q.x, row, t), at_mutable(q.y, row, t));
   return 0;
 }
+
+TARGET static void norm_position_back(const NormBackward &q, int64_t row, int64_t t) {
+  const float *x = at(q.x, row, t), *grad_y = at(q.grad_y, row, t), *add = at(q.add, row, t);
+  float *grad_x = at_mutable(q.grad_x, row, t);
+  const float size = (float)q.width;
+  Vec total = {}, squares = {}, grads = {}, along = {};
+  for (int64_t i = 0; i < q.width; i += LANES) total += load_some(x + i, q.width - i);
+  const Vec mean = q.centre ? all(sum_of(total) / size) : (Vec){};
+  for (int64_t i = 0; i < q.width; i += LANES) {
+    const int64_t left = q.width - i;
+    Vec off = load_some(x + i, left) - mean;
+    if (left < LANES) off = load_some((const float *)&off, left);  // as in norm_position
+    const Vec grad = load_some(grad_y + i, left) * load_some(q.weight + i, left);
+    squares += off * off;
+    grads += grad;
+    along += grad * off;
+  }
+  const float factor = 1.0f / __builtin_sqrtf(sum_of(squares) / size + q.epsilon);
+  const Vec scale = all(factor), slope = all(sum_of(along) / size * factor * factor);
+  const Vec middle = q.centre ? all(sum_of(grads) / size) : (Vec){};
+  for (int64_t i = 0; i < q.width; i += LANES) {
+    const int64_t left = q.width - i;
+    const Vec off = load_some(x + i, left) - mean, dy = load_some(grad_y + i, left);
+    const Vec grad = dy * load_some(q.weight + i, left);
+    float *for_weight = q.grad_weight + i, *for_bias = q.grad_bias + i;
+    store_some(for_weight, load_some(for_weight, left) + dy * off * scale, left);
+    store_some(for_bias, load_some(for_bias, left) + dy, left);
+    store_some(grad_x + i, load_some(add + i, left) + scale * (grad - middle - off * slope), left);
+  }
+}
+
+TARGET static int norm_backward(const NormBackward &q) {
+  for (int64_t i = 0; i < q.width; i++) q.grad_weight[i] = q.grad_bias[i] = 0.0f;
+  for (int64_t row = 0; row < q.rows; row++)
+    for (int64_t t = 0; t < q.length; t++) norm_position_back(q, row, t);
+  return 0;
+}
+
+// ---- gate
+
+TARGET static int gate_backward(const GateBackward &q) {
+  for (int64_t row = 0; row < q.rows; row++) {
+    for (int64_t t = 0; t < q.length; t++) {
+      float *y = at_mutable(q.y, row, t), *gate = at_mutable(q.gate, row, t);
+      float *grad = at_mutable(q.grad, row, t);
+      for (int64_t i = 0; i < q.width; i += LANES) {
+        const int64_t left = q.width - i;
+        const Vec value = load_some(y + i, left), g = load_some(gate + i, left);
+        const Vec back = load_some(grad + i, left), s = logistic(g), open = g * s;
+        store_some(y + i, back * open, left);
+        store_some(gate + i, back * value * (s + open * (all(1.0f) - s)), left);
+        store_some(grad + i, value * open, left);
+      }
+    }
+  }
+  return 0;
+}

@@ -92,6 +92,8 @@ int genebold_level(void) { return level_of_this_cpu(); }
 int genebold_scan_forward(const ScanForward *s, int level) { DISPATCH(scan_forward, s) }
 int genebold_scan_backward(const ScanBackward *q, int level) { DISPATCH(scan_backward, q) }
 int genebold_norm(const Norm *q, int level) { DISPATCH(norm, q) }
+int genebold_norm_backward(const NormBackward *q, int level) { DISPATCH(norm_backward, q) }
+int genebold_gate_backward(const GateBackward *q, int level) { DISPATCH(gate_backward, q) }
 int genebold_convolve(const Convolution *q, int level) { DISPATCH(convolve, q) }
 int genebold_convolve_backward(const Convolution *q, int level) { DISPATCH(convolve_backward, q) }
 }

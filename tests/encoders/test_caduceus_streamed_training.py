@@ -1,0 +1,254 @@
+"""Streamed training gives the gradients that running the layers gives, however it is cut."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoders import load_encoder
+from encoders.caduceus import streamed_back, streamed_training
+from encoders.caduceus.streamed_training import can_train_streamed
+from encoders.selective_scan import library
+
+pytestmark = pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
+SMALL = {"d_model": 12, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
+INNER = 2 * SMALL["d_model"]
+VARIANTS = {
+    "ps": {"rcps": True},
+    "ps_even": {"rcps": True, "n_layer": 4},
+    "ps_one": {"rcps": True, "n_layer": 1},
+    "ps_unfused": {"rcps": True, "fused_add_norm": False},
+    "ps_layer_norm": {"rcps": True, "rms_norm": False},
+    "ps_one_way": {"rcps": True, "bidirectional": False},
+    "ps_one_way_biased": {
+        "rcps": True,
+        "bidirectional": False,
+        "ssm_cfg": {"d_state": 4, "bias": True, "conv_bias": False},
+    },
+    "ps_taps": {"rcps": True, "ssm_cfg": {"d_state": 3, "d_conv": 2, "expand": 1}},
+    "ph": {"rcps": False},
+    "ph_one_way": {"rcps": False, "bidirectional": False, "rms_norm": False},
+}
+
+
+def make(variant: str, dtype: str = "float32", **more: Any) -> Any:
+    config = {**SMALL, **VARIANTS[variant], **more, "initializer_cfg": {"initializer_range": 1.0}}
+    encoder = load_encoder("caduceus", config=config, dtype=dtype, seed=3).requires_grad_(True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, values in encoder.backbone.named_parameters():
+            if name.endswith(("norm.weight", "norm_f.weight", "bias", ".D")):
+                values.add_(torch.randn(values.shape, generator=generator))
+    encoder.gradient_checkpointing(True)
+    return encoder
+
+
+def tokens(rows: int, length: int) -> Tensor:
+    """Draw token ids of bases, N among them."""
+    generator = torch.Generator().manual_seed(length)
+    return torch.randint(7, 12, (rows, length), generator=generator)
+
+
+def gradients(encoder: Any, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the last hidden states, and all gradients of a random weighting of them."""
+    encoder.zero_grad()
+    hidden = encoder.backbone(ids)
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(hidden.shape, generator=generator, dtype=torch.float64)
+    (hidden * weights.to(hidden.dtype)).sum().backward()
+    named = encoder.named_parameters()
+    return hidden.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def relative_rms(found: Tensor, wanted: Tensor) -> float:
+    """Return the RMS error over the RMS of what is wanted; the error itself where that is zero."""
+    error = (found.double() - wanted.double()).square().mean().sqrt()
+    scale = wanted.double().square().mean().sqrt()
+    return float(error / scale) if scale > 0 else float(error)
+
+
+@pytest.fixture(autouse=True)
+def _short_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(streamed_training, "TILE_NUMBERS", 32 * INNER)
+
+
+@pytest.fixture
+def used(monkeypatch) -> list[int]:
+    """Return a list that grows with every run of streamed layers."""
+    calls: list[int] = []
+    streamed = streamed_training.add_up_streamed
+
+    def counted(layers, *others, **options) -> Tensor:
+        calls.append(len(layers))
+        return streamed(layers, *others, **options)
+
+    monkeypatch.setattr(streamed_training, "add_up_streamed", counted)
+    return calls
+
+
+@pytest.fixture
+def threads():
+    """Give a function that sets torch's number of threads, which is put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 2), (2, 33), (1, 100), (1, 257)])
+def test_gradients_are_as_exact_as_the_layers_own(variant, rows, length, used, monkeypatch) -> None:
+    ids = tokens(rows, length)
+    hidden, found = gradients(make(variant), ids)
+    assert len(used) == 1
+    exact_hidden, exact = gradients(make(variant, "float64"), ids)
+    assert len(used) == 1, "float64 takes the layers themselves"
+    monkeypatch.setattr(streamed_training, "can_train_streamed", lambda *_: False)
+    _, plain = gradients(make(variant), ids)
+    assert relative_rms(hidden, exact_hidden) < 5e-7
+    assert found.keys() == exact.keys() == plain.keys()
+    for name, wanted in exact.items():
+        bound = max(5e-6, 3 * relative_rms(plain[name], wanted))
+        assert relative_rms(found[name], wanted) < bound, name
+
+
+@pytest.mark.parametrize("variant", ["ps", "ph", "ps_one_way"])
+@pytest.mark.parametrize(("rows", "length"), [(1, 200), (40, 9)])
+def test_threads_change_no_bit(variant, rows, length, threads, monkeypatch) -> None:
+    encoder, ids = make(variant), tokens(rows, length)
+    threads(1)
+    wanted_hidden, wanted = gradients(encoder, ids)
+    for count, long in ((2, 1), (2, 10**6), (3, 1), (5, 1), (5, 10**6)):
+        monkeypatch.setattr(streamed_training, "LONG", long)
+        threads(count)
+        hidden, found = gradients(encoder, ids)
+        assert torch.get_num_threads() == count
+        assert torch.equal(hidden, wanted_hidden)
+        for name, values in wanted.items():
+            assert torch.equal(found[name], values), name
+
+
+def test_tiles_change_little(monkeypatch) -> None:
+    encoder, ids = make("ps"), tokens(2, 150)
+    _, wanted = gradients(encoder, ids)
+    for positions in (16, 48, 1000):
+        monkeypatch.setattr(streamed_training, "TILE_NUMBERS", positions * INNER)
+        _, found = gradients(encoder, ids)
+        assert max(relative_rms(found[name], values) for name, values in wanted.items()) < 1e-5
+
+
+def test_neighbours_in_a_batch_add_up() -> None:
+    encoder = make("ps")
+    ids = tokens(5, 40)
+
+    def sums(rows: Tensor) -> dict[str, Tensor]:
+        encoder.zero_grad()
+        encoder.backbone(rows).square().sum().backward()
+        return {name: p.grad.clone() for name, p in encoder.named_parameters()}
+
+    together, alone = sums(ids), [sums(ids[row : row + 1]) for row in range(5)]
+    for name, values in together.items():
+        assert relative_rms(sum(part[name] for part in alone), values) < 1e-5, name
+
+
+def test_frozen_weights_get_no_gradient_and_change_no_other() -> None:
+    encoder, ids = make("ps"), tokens(1, 70)
+    _, wanted = gradients(encoder, ids)
+    parameters = dict(encoder.named_parameters())
+    frozen = [name for number, name in enumerate(parameters) if number % 3 and "embed" not in name]
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    _, found = gradients(encoder, ids)
+    assert found.keys() == wanted.keys() - set(frozen)
+    for name, values in found.items():
+        assert torch.equal(values, wanted[name]), name
+
+
+def test_lower_layers_that_are_frozen_are_not_gone_back_through(monkeypatch) -> None:
+    encoder, ids = make("ps"), tokens(1, 70)
+    backbone = encoder.backbone.caduceus.backbone
+    backbone.embeddings.requires_grad_(False)
+    backbone.layers[:2].requires_grad_(False)
+    layers = []
+    backwards = streamed_training._backwards
+
+    def counted(*arguments):
+        layers.append(1)
+        return backwards(*arguments)
+
+    monkeypatch.setattr(streamed_training, "_backwards", counted)
+    _, found = gradients(encoder, ids)
+    assert len(layers) == 1
+    assert any("layers.2" in name for name in found)
+
+
+def test_it_is_taken_where_it_gives_the_same() -> None:
+    encoder = make("ps")
+    layers = encoder.backbone.caduceus.backbone.layers
+    total = torch.zeros(1, 20, 2 * SMALL["d_model"])
+    assert can_train_streamed(layers, total)
+    assert not can_train_streamed(layers, total.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not can_train_streamed(layers, total)
+    for register in ("register_forward_hook", "register_full_backward_hook"):
+        hook = getattr(layers[1].mixer, register)(lambda *_: None)
+        assert not can_train_streamed(layers, total)
+        hook.remove()
+    assert can_train_streamed(layers, total)
+    layers[0].mixer.submodule.mamba_fwd.x_proj = torch.nn.Sequential(torch.nn.Identity())
+    assert not can_train_streamed(layers, total)
+    for changed in (
+        make("ph", bidirectional_weight_tie=False),
+        make("ph", bidirectional_strategy="ew_multiply"),
+        make("ps", "float64"),
+    ):
+        own = changed.backbone.caduceus.backbone.layers
+        assert not can_train_streamed(own, torch.zeros(1, 20, 12))
+
+
+def test_without_checkpointing_the_layers_themselves_run(used) -> None:
+    encoder = make("ps")
+    encoder.gradient_checkpointing(False)
+    gradients(encoder, tokens(1, 20))
+    assert not used
+    encoder.gradient_checkpointing(True)
+    with torch.no_grad():
+        encoder.backbone(tokens(1, 20))
+    assert not used
+
+
+def test_weights_changed_in_between_are_noticed() -> None:
+    encoder = make("ps")
+    total = encoder.backbone(tokens(1, 20)).sum()
+    with torch.no_grad():
+        encoder.backbone.caduceus.backbone.layers[1].mixer.submodule.mamba_fwd.A_log.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("long", [1, 10**6])
+def test_a_failing_reader_stops_the_other(count, long, threads, monkeypatch) -> None:
+    monkeypatch.setattr(streamed_training, "LONG", long)
+    back = streamed_back.scan_tile_back
+
+    def fail(*arguments, reverse: bool, **options):
+        if reverse and len(arguments[0][0]) < 32:
+            raise ValueError("a fault half way")
+        return back(*arguments, reverse=reverse, **options)
+
+    monkeypatch.setattr(streamed_back, "scan_tile_back", fail)
+    threads(count)
+    total = make("ph")(tokens(1, 100), torch.ones(1, 100, dtype=torch.bool)).sum()
+    with pytest.raises(ValueError, match="half way"):
+        total.backward()
+    assert torch.get_num_threads() == count
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    encoder = make("ps")
+    parameter = encoder.backbone.caduceus.backbone.layers[0].norm.weight
+    total = encoder.backbone(tokens(1, 20)).square().sum()
+    (grad,) = torch.autograd.grad(total, parameter, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
