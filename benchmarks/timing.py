@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 Timed = Callable[[], float]
 """Does its work once and returns the seconds that count."""
 
@@ -19,14 +21,20 @@ def timed(work: Callable[[], object]) -> Timed:
     return run
 
 
-def median_seconds(contenders: Mapping[str, Timed], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each contender over rounds in which each runs once.
+def rounds_of(contenders: Mapping[Key, Timed], repeats: int) -> list[dict[Key, float]]:
+    """Return the seconds of each contender, round by round; in a round each runs once.
 
     Parameters
     ----------
-    contenders : mapping of str to Timed
+    contenders : mapping to Timed
     repeats : int
         Rounds that count; one more goes before them.
     """
     rounds = [{name: run() for name, run in contenders.items()} for _ in range(1 + repeats)]
-    return {name: statistics.median(one[name] for one in rounds[1:]) for name in contenders}
+    return rounds[1:]
+
+
+def median_seconds(contenders: Mapping[Key, Timed], repeats: int) -> dict[Key, float]:
+    """Return the median seconds of each contender over `rounds_of` them."""
+    rounds = rounds_of(contenders, repeats)
+    return {name: statistics.median(one[name] for one in rounds) for name in contenders}
