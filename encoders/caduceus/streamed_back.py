@@ -67,7 +67,10 @@ class Sums:
         into = self.found[name]
         if half is not None:
             into = into[half * width : (half + 1) * width]
-        into.addmm_(grad.T, x)
+        if x.shape[1] < width:  # products turn the first side round: the narrow one
+            into.T.addmm_(x.T, grad)
+        else:
+            into.addmm_(grad.T, x)
 
     def add_bias(self, name: str, grad: Tensor, *, half: int | None = None) -> None:
         """Add the gradient of the bias of a product that gave [.., O]."""

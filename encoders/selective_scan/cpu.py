@@ -297,7 +297,8 @@ def _scan_gradients(ctx: Any, grad_y: Tensor, _: None) -> tuple[Tensor | None, .
     grad_low, grad_weight = step, None
     if weight is not None:
         grad_low = step @ weight.float()
-        grad_weight = step.flatten(0, 1).T @ low.float().flatten(0, 1)
+        # The narrow side is the one that products turn round.
+        grad_weight = (low.float().flatten(0, 1).T @ step.flatten(0, 1)).T
     grads = (
         (grad_u, u), (grad_low, low), (grad_weight, weight),
         (None if bias is None else step.sum(dim=(0, 1)), bias),
