@@ -3,7 +3,8 @@
 One thread, inference, medians of five rounds in which each contender runs once. The peers
 (transformers' Mamba without kernels, mambapy) are put into the same arrangement as the yardstick:
 both strands in the batch, each direction flipped and projected for itself, with the same weights.
-Ours runs as the plain layer, and as a layer's share of the whole encoder's pooled forward.
+Ours runs as the plain layer, and as a layer's share of the whole encoder's pooled forward. Beside
+them stand a block's matrix products and its scans alone: the floor on this machine.
 
     python benchmarks/block.py            # all, and the table in benchmarks/results
     python benchmarks/block.py --short    # one short length, two rounds; nothing is written
@@ -24,9 +25,16 @@ from yardstick import TwoStrandBlock
 
 from encoders import load_encoder
 from encoders.base import DnaEncoder
+from encoders.caduceus.layers import BiMamba
+from encoders.caduceus.stream_layers import Reader
+from encoders.caduceus.streamed import TILE_NUMBERS
 from encoders.mamba import Mamba
+from encoders.selective_scan.tiles import scan_tile
 
 YARDSTICK = "yardstick"
+# What a block cannot do without, and nothing else: no judgement, a floor for this machine.
+PRODUCTS, SCANS, BOTH = "its products alone", "its scans alone", "both, and nothing else"
+STRANDS = 2
 # Asked for from this length on, in bases.
 FLOAT32_BOUND, BFLOAT16_BOUND, BOUND_FROM = 28, 1.5, 1024
 # The middle of the network: the first layer has no residual yet.
@@ -168,6 +176,48 @@ def encoder_runs(networks: Networks, length: int) -> dict[str, Timed]:
     }
 
 
+def bare_runs(networks: Networks, length: int) -> dict[str, Timed]:
+    """Return what no block of ours can do without, timed at a length in bases.
+
+    Its matrix products by torch, and its scans by our kernels: both strands and directions, a tile
+    at a time into memory that is there already, and nothing else.
+    """
+    block = layer_of(networks.encoders["float32"])
+    mixer: BiMamba = block.mixer.submodule  # type: ignore[union-attr, assignment]
+    assert mixer.mamba_rev is not None
+    first, last = mixer.mamba_fwd, mixer.mamba_rev
+    inner = first.out_proj.in_features
+    tile = min(length, TILE_NUMBERS // inner)
+    generator = torch.Generator().manual_seed(length)
+    taken = [first.in_proj, first.x_proj, last.x_proj, first.out_proj]
+    products = []
+    for linear in taken:
+        x = torch.randn(tile, linear.in_features, generator=generator)
+        products.append((x, linear.weight.detach().T, torch.empty(tile, linear.out_features)))
+    readers = [Reader(first.readings[0], reverse=False), Reader(last.readings[0], reverse=True)]
+    u, into = torch.randn(1, tile, inner, generator=generator), torch.empty(1, tile, inner)
+    parts = torch.randn(1, tile, readers[0].width, generator=generator)
+    state = readers[0].start(1)
+    times = STRANDS * (length // tile)
+
+    def multiply() -> None:
+        for _ in range(times):
+            for x, weight, out in products:
+                torch.mm(x, weight, out=out)
+
+    def scan() -> None:
+        for _ in range(times):
+            for reader in readers:
+                low, B, C = parts.split(reader.parts, dim=-1)
+                scan_tile(
+                    u, low, reader.A, B, C, reader.D, state, delta_weight=reader.steps_weight,
+                    delta_bias=reader.steps_bias, reverse=reader.reverse, into=into,
+                )  # fmt: skip
+
+    guarded = torch.inference_mode()
+    return {PRODUCTS: timed(guarded(multiply)), SCANS: timed(guarded(scan))}
+
+
 def check_agreement(networks: Networks, length: int = 96) -> dict[str, float]:
     """Return how far each block's output is from the yardstick's, over the latter's RMS.
 
@@ -203,10 +253,12 @@ def measure(networks: Networks, length: int, sizes: Sizes) -> dict[str, float]:
     names = list(networks.blocks())
     if length > sizes.peers_up_to:
         names = [name for name in names if name not in networks.slow and "bfloat16" not in name]
-    runs = {**block_runs(networks, length, names), **encoder_runs(networks, length)}
-    taken = median_seconds(runs, sizes.rounds)
+    blocks = {**block_runs(networks, length, names), **bare_runs(networks, length)}
+    taken = median_seconds({**blocks, **encoder_runs(networks, length)}, sizes.rounds)
     depth = layers_in(networks.encoders["float32"])
-    return {name: s if name in names else s / depth for name, s in taken.items()}
+    found = {name: s if name in blocks else s / depth for name, s in taken.items()}
+    found[BOTH] = found[PRODUCTS] + found[SCANS]
+    return found
 
 
 def table(networks: Networks, found: dict[int, dict[str, float]]) -> list[str]:
@@ -233,7 +285,7 @@ def _cell(name: str, length: int, taken: dict[str, float]) -> str:
     if name == against or against not in taken:
         return shown
     faster = taken[against] / taken[name]
-    if length < BOUND_FROM or name in PEERS:
+    if length < BOUND_FROM or name in PEERS or name in (PRODUCTS, SCANS, BOTH):
         return f"{shown}, {faster:.1f} times"
     return f"{shown}, {at_least(faster, BFLOAT16_BOUND if in_bfloat16 else FLOAT32_BOUND)}"
 
@@ -258,7 +310,11 @@ def main() -> int:
         "the encoder",
         f"is its pooled forward, embedding, last norm and pooling included, over its {depth} "
         "layers. The last",
-        "column is the RMS distance from the yardstick's output over that output's RMS.",
+        "column is the RMS distance from the yardstick's output over that output's RMS. The last "
+        "rows are what",
+        "a float32 block cannot do without: its matrix products by torch, and its scans by our "
+        "kernels, nothing",
+        "read from or written to memory that is not in the cache. Their sum is the floor here.",
     ]
     lines = heading("One Caduceus-PS block", notes)
     publish("block", [*lines, *table(networks, found)], write=not short)

@@ -1,7 +1,9 @@
 """Gradient checkpointing: less memory in training, for the time of a second forward pass.
 
 A module that runs layers one after another has the attribute ``recompute_layers``, False at first,
-and calls each of them through `run_layer`. Outputs and gradients are the same either way.
+and calls each of them through `run_layer`. Outputs and gradients are the same either way; but
+Caduceus' layers may then be run tile by tile (`encoders.caduceus.streamed_training`), which sums in
+another order.
 
 What torch holds falls as it should (a step of BrainLM 13M: from 473 to 168 MiB by torch's own
 count), while the resident memory of a fresh process can rise all the same, for two reasons that lie
