@@ -182,10 +182,14 @@ class _Layer(torch.autograd.Function):
         weights: Weights = ctx.weights
         wanted = dict(zip(weights.named, ctx.needs_input_grad[4:], strict=True))
         found_streams, found = _backwards(streams, grad.contiguous(), weights, wanted, ctx.scratch)
-        named = [
-            found[name].reshape(parameter.shape) if wanted[name] else None
-            for name, parameter in zip(weights.named, parameters, strict=True)
-        ]
+        named: list[Tensor | None] = []
+        for name, parameter in zip(weights.named, parameters, strict=True):
+            if not wanted[name]:
+                named.append(None)
+            elif name in found:
+                named.append(found[name].reshape(parameter.shape))
+            else:  # of no streams at all
+                named.append(torch.zeros_like(parameter))
         return found_streams, None, None, None, *named
 
 
@@ -225,6 +229,7 @@ def _backwards(
     lanes = [pieces[first::LANES] for first in range(min(LANES, len(pieces)))]
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def run(lane: Sequence[slice], helper: ThreadPoolExecutor | None) -> list[Sums]:
         # The two readers may be in two threads, and sum for themselves.
         sums = [Sums(wanted) for _ in layer.readers]

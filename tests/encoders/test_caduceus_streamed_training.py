@@ -252,3 +252,37 @@ def test_gradients_of_gradients_are_refused() -> None:
     (grad,) = torch.autograd.grad(total, parameter, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_nothing_gives_no_gradient(threads) -> None:
+    encoder = make("ps")
+    for count in (1, 2):
+        threads(count)
+        hidden, found = gradients(encoder, tokens(0, 20))
+        assert hidden.shape == (0, 20, 2 * SMALL["d_model"])
+        assert all(not values.any() for values in found.values())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_autocast_around_the_way_back_changes_no_bit(count, threads) -> None:
+    threads(count)
+    encoder, ids = make("ps"), tokens(1, 50)
+    _, wanted = gradients(encoder, ids)
+    encoder.zero_grad()
+    hidden = encoder.backbone(ids)
+    weights = torch.randn(
+        hidden.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
+    total = (hidden * weights.float()).sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total.backward()
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(parameter.grad, wanted[name]), name
+
+
+def test_a_graph_that_is_kept_gives_the_same_again() -> None:
+    encoder = make("ps")
+    weight = encoder.backbone.caduceus.backbone.layers[0].mixer.submodule.mamba_fwd.in_proj.weight
+    total = encoder.backbone(tokens(2, 70)).square().sum()
+    first, second = (torch.autograd.grad(total, weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
