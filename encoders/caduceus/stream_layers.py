@@ -108,8 +108,10 @@ class InputNorm:
         self.eps = norm.eps
         bias = norm.bias if isinstance(norm, LayerNorm) else None
         self.centre = bias is not None
-        self.weight = at_least_float32(_turned(norm.weight, 0, flipped))
-        self.bias = None if bias is None else at_least_float32(_turned(bias, 0, flipped))
+        self.weight = at_least_float32(_turned(norm.weight, 0, flipped)).contiguous()
+        self.bias = None
+        if bias is not None:
+            self.bias = at_least_float32(_turned(bias, 0, flipped)).contiguous()
 
     def __call__(self, residual: Tensor, scratch: Scratch) -> Tensor:
         x = at_least_float32(residual)
@@ -124,15 +126,19 @@ class Reader:
     def __init__(self, reading: Reading, *, reverse: bool) -> None:
         dtype = reading.x_proj.weight.dtype
         self.reverse = reverse
-        self.taps, self.taps_bias = reading.conv1d.weight[:, 0], reading.conv1d.bias
+        # Kernels take all of these as they lie densely.
+        self.taps = reading.conv1d.weight[:, 0].contiguous()
+        self.taps_bias = None
+        if reading.conv1d.bias is not None:
+            self.taps_bias = reading.conv1d.bias.contiguous()
         self.projection = Product(reading.x_proj.weight)
-        self.A = -torch.exp(at_least_float32(reading.A_log))
-        self.D = reading.D
+        self.A = -torch.exp(at_least_float32(reading.A_log)).contiguous()
+        self.D = reading.D.contiguous()
         rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
         self.parts = [rank, self.states, self.states]  # of what is projected: time steps, B, C
         self.width = sum(self.parts)
-        self.steps_weight: Tensor | None = reading.dt_proj.weight
-        self.steps_bias = reading.dt_proj.bias
+        self.steps_weight: Tensor | None = reading.dt_proj.weight.contiguous()
+        self.steps_bias = reading.dt_proj.bias.contiguous()
         self.steps: Product | None = None
         if self.A.dtype != dtype:
             # Upstream rounds the projected time steps; in full precision the scan projects them.

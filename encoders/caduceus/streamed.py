@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from encoders.caduceus.layers import BiMamba
 from encoders.caduceus.model import CaduceusForMaskedLM
@@ -88,7 +89,20 @@ _OWN_KINDS = (nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, nn.ModuleDict)
 
 
 def is_changed(network: nn.Module) -> bool:
-    """Tell whether layers have hooks, or are others than those the network was built with."""
+    """Tell whether layers have hooks, or are others than those the network was built with.
+
+    So they are where parameters are no plain tensors: kernels read memory that such may not have.
+    """
+    everywhere = (
+        modules._global_forward_hooks,
+        modules._global_forward_pre_hooks,
+        modules._global_backward_hooks,
+        modules._global_backward_pre_hooks,
+    )
+    if any(everywhere):
+        return True
+    if any(type(value) not in (Tensor, nn.Parameter) for value in network.parameters()):
+        return True
     for module in network.modules():
         hooks = (
             module._forward_hooks,
@@ -361,15 +375,16 @@ def alone() -> Iterator[int]:
     """Have the process' threads to oneself; gives their number, and leaves one to torch.
 
     Torch's own threads would wait beside the workers for the caller's next operation, each of them
-    keeping a core busy.
+    keeping a core busy. A Python thread that meets torch for the first time meanwhile keeps to the
+    one thread it finds; set its number where that matters.
     """
     if torch.get_num_threads() == 1:
         yield 1
         return
     with _ALONE:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         try:
+            torch.set_num_threads(1)
             yield threads
         finally:
             torch.set_num_threads(threads)
@@ -377,12 +392,25 @@ def alone() -> Iterator[int]:
 
 @cache
 def _workers(name: str, count: int) -> ThreadPoolExecutor:
-    """Return threads that compute by themselves, kept from call to call."""
-    return ThreadPoolExecutor(count, f"genebold-{name}", lambda: torch.set_num_threads(1))
+    """Return threads that compute by themselves, kept from call to call.
+
+    All of them have begun: torch's number that one sets may become the process', which `alone` puts
+    back when it is done.
+    """
+    pool = ThreadPoolExecutor(count, f"genebold-{name}", lambda: torch.set_num_threads(1))
+    begun = threading.Barrier(count)
+    wait([pool.submit(begun.wait) for _ in range(count)])
+    return pool
 
 
-# A forked child has the threads' pool but none of its threads.
-os.register_at_fork(after_in_child=_workers.cache_clear)
+def _begin_child() -> None:
+    """Forget what a forked child has no threads for, the one that held the lock among them."""
+    global _ALONE
+    _ALONE = threading.Lock()
+    _workers.cache_clear()
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 def run_all(
@@ -418,9 +446,10 @@ def run_all(
     paired = two_way and (long or len(jobs) < threads)
     at_once = max(1, threads // 2) if paired else threads
     helpers = _workers("reader", at_once) if paired else None
-
-    futures = [_workers("stream", at_once).submit(run, job, helpers) for job in jobs]
+    workers = _workers("stream", at_once)
+    futures: list[Future[Result]] = []
     try:
+        futures.extend(workers.submit(run, job, helpers) for job in jobs)
         return _results(futures)
     except BaseException:
         stop.set()

@@ -64,6 +64,8 @@ def can_train_streamed(layers: nn.ModuleList, total: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     values = [total, *layers.parameters()]
+    if type(total) not in (Tensor, nn.Parameter):
+        return False
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in values):
         return False
     if total.shape[1] == 0 or backend_for(total.device, total.dtype) != "cpu":
@@ -108,14 +110,31 @@ def add_up_streamed(
     streams = total
     if rcps:
         streams = stack_strands(swap_halves(total) if turned else total)
-    forwards, backwards = Scratch(), Scratch()
+    forwards, room = Scratch(), _Room()
     for index, layer in enumerate(layers):
         assert isinstance(layer, Block | RcBlock)
         flipped = folds and (len(layers) - 1 - index) % 2 == 1
-        weights = Weights(bare_norm(layer.norm), mixer_of(layer), flipped)
+        weights = Weights(bare_norm(layer.norm), mixer_of(layer), flipped, index)
         parameters = weights.named.values()
-        streams = _Layer.apply(streams, weights, forwards, backwards, *parameters)
+        streams = _Layer.apply(streams, weights, forwards, room, *parameters)
     return join_strands(streams) if rcps else streams
+
+
+class _Room:
+    """The memory of one way back through all layers."""
+
+    def __init__(self) -> None:
+        self._scratch: Scratch | None = None
+
+    def take(self) -> Scratch:
+        """Return the memory, new where a way back begins."""
+        if self._scratch is None:
+            self._scratch = Scratch()
+        return self._scratch
+
+    def leave(self) -> None:
+        """Give it back: the graph may outlive the way back."""
+        self._scratch = None
 
 
 class Weights:
@@ -125,9 +144,12 @@ class Weights:
     ----------
     norm, mixer, flipped
         As `encoders.caduceus.stream_layers.StreamLayer` takes them.
+    index : int
+        Layers before it.
     """
 
-    def __init__(self, norm: Any, mixer: BiMamba, flipped: bool) -> None:
+    def __init__(self, norm: Any, mixer: BiMamba, flipped: bool, index: int) -> None:
+        self.index = index
         with torch.no_grad():
             self.layer = StreamLayer(norm, mixer, flipped)
         self.flipped = flipped
@@ -165,10 +187,11 @@ class _Layer(torch.autograd.Function):
         streams: Tensor,
         weights: Weights,
         forwards: Scratch,
-        backwards: Scratch,
+        room: _Room,
         *parameters: Tensor,
     ) -> Tensor:
-        ctx.weights, ctx.scratch = weights, backwards
+        ctx.weights, ctx.room = weights, room
+        ctx.comes_after_others = weights.index > 0 and ctx.needs_input_grad[0]
         ctx.save_for_backward(streams, *parameters)
         out = in_large_pages(torch.empty_like(streams, memory_format=torch.contiguous_format))
         _forwards(streams, out, weights.layer, forwards)
@@ -181,7 +204,10 @@ class _Layer(torch.autograd.Function):
         streams, *parameters = ctx.saved_tensors
         weights: Weights = ctx.weights
         wanted = dict(zip(weights.named, ctx.needs_input_grad[4:], strict=True))
-        found_streams, found = _backwards(streams, grad.contiguous(), weights, wanted, ctx.scratch)
+        room: _Room = ctx.room
+        found_streams, found = _backwards(streams, grad.contiguous(), weights, wanted, room.take())
+        if not ctx.comes_after_others:
+            room.leave()
         named: list[Tensor | None] = []
         for name, parameter in zip(weights.named, parameters, strict=True):
             if not wanted[name]:
@@ -228,14 +254,13 @@ def _backwards(
     pieces = _pieces(streams, tile)
     lanes = [pieces[first::LANES] for first in range(min(LANES, len(pieces)))]
 
-    @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)
     def run(lane: Sequence[slice], helper: ThreadPoolExecutor | None) -> list[Sums]:
         # The two readers may be in two threads, and sum for themselves.
         sums = [Sums(wanted) for _ in layer.readers]
-        for piece in lane:
-            mine = (streams[piece], grad[piece], found[piece])
-            Back(layer, sums, *mine, tile=tile, scratch=scratch, stop=stop).go(helper)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False, cache_enabled=False):
+            for piece in lane:
+                mine = (streams[piece], grad[piece], found[piece])
+                Back(layer, sums, *mine, tile=tile, scratch=scratch, stop=stop).go(helper)
         return sums
 
     two_way, long = len(layer.readers) == 2, streams.shape[1] >= LONG

@@ -1,8 +1,9 @@
 """The convolution, the scan and the norm over a sequence that comes tile by tile.
 
 What one tile leaves behind (the state, the last positions before the convolution) the next one
-takes up, so that a long sequence needs the memory of a short one. For inference: nothing here
-records gradients. The native kernels compute it where `backend_for` says so, else torch.
+takes up, so that a long sequence needs the memory of a short one. Nothing here records gradients;
+`tile_gradients` has the way back. The native kernels compute it where `backend_for` says so, else
+torch.
 """
 
 import torch

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -222,7 +223,8 @@ def test_callers_in_several_threads_get_what_they_asked_for(threads) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_streams_with_threads_of_its_own(threads) -> None:
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_forked_child_streams_with_threads_of_its_own(meanwhile, threads) -> None:
     threads(2)
     encoder = small("ps", "float32")
     batch = windows_of(encoder, 2, 90)
@@ -232,7 +234,8 @@ def test_a_forked_child_streams_with_threads_of_its_own(threads) -> None:
         os._exit(0 if torch.equal(pool_streamed(encoder.backbone, *batch), wanted) else 1)
 
     child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
+    with streamed._ALONE if meanwhile else nullcontext():
+        child.start()
     child.join(timeout=60)  # where it waits for its parent's threads, it waits for ever
     child.kill()
     assert child.exitcode == 0

@@ -286,3 +286,63 @@ def test_a_graph_that_is_kept_gives_the_same_again() -> None:
     total = encoder.backbone(tokens(2, 70)).square().sum()
     first, second = (torch.autograd.grad(total, weight, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_parameters_may_lie_anyhow() -> None:
+    encoder, ids = make("ps_layer_norm"), tokens(2, 70)
+    _, wanted = gradients(encoder, ids)
+    for parameter in encoder.parameters():
+        apart = torch.empty(*parameter.shape, 2)
+        apart[..., 0] = parameter.detach()
+        parameter.data = apart[..., 0]
+    _, found = gradients(encoder, ids)
+    for name, values in wanted.items():
+        assert relative_rms(found[name], values) < 1e-6, name
+
+
+def test_only_plain_tensors_are_taken() -> None:
+    layers = make("ps").backbone.caduceus.backbone.layers
+
+    class Other(Tensor):
+        pass
+
+    total = torch.zeros(1, 20, 2 * SMALL["d_model"])
+    assert not can_train_streamed(layers, total.as_subclass(Other))
+    own = layers[0].norm.weight
+    layers[0].norm.weight = torch.nn.Parameter(own.detach().as_subclass(Other))
+    assert not can_train_streamed(layers, total)
+
+
+def test_memory_of_the_way_back_is_given_back(monkeypatch) -> None:
+    rooms = []
+    room = streamed_training._Room
+
+    class Seen(room):
+        def __init__(self) -> None:
+            super().__init__()
+            rooms.append(self)
+
+    monkeypatch.setattr(streamed_training, "_Room", Seen)
+    encoder = make("ps")
+    total = encoder.backbone(tokens(1, 40)).sum()
+    total.backward(retain_graph=True)
+    assert [one._scratch for one in rooms] == [None]
+    total.backward()
+    assert [one._scratch for one in rooms] == [None]
+    backbone = encoder.backbone.caduceus.backbone
+    backbone.embeddings.requires_grad_(False)
+    backbone.layers[:2].requires_grad_(False)
+    total = encoder.backbone(tokens(1, 40)).sum()
+    total.backward()
+    assert [one._scratch for one in rooms] == [None, None]
+
+
+def test_hooks_on_all_modules_are_seen() -> None:
+    layers = make("ps").backbone.caduceus.backbone.layers
+    total = torch.zeros(1, 20, 2 * SMALL["d_model"])
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not can_train_streamed(layers, total)
+    finally:
+        hook.remove()
+    assert can_train_streamed(layers, total)
