@@ -160,6 +160,13 @@ def bare_norm(norm: nn.Module) -> RMSNorm | LayerNorm:
     return bare
 
 
+def mixer_of(layer: Block | RcBlock) -> BiMamba:
+    """Return a layer's mixer, out of its wrapper if it has one."""
+    mixer = layer.mixer.submodule if isinstance(layer, RcBlock) else layer.mixer
+    assert isinstance(mixer, BiMamba)
+    return mixer
+
+
 class RcEmbedding(nn.Module):
     """Embeds the letters, and beside them their complements with the channels reversed.
 

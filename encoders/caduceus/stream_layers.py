@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm
+from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm, mixer_of
 from encoders.caduceus.model import CaduceusForMaskedLM
 from encoders.large_pages import in_large_pages
 from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
@@ -214,9 +214,7 @@ def prepare_layers(
     layers = []
     for index, block in enumerate(backbone.layers):
         assert isinstance(block, Block | RcBlock)
-        mixer = block.mixer.submodule if isinstance(block, RcBlock) else block.mixer
-        assert isinstance(mixer, BiMamba)
         flipped = folds and (count - 1 - index) % 2 == 1
-        layers.append(StreamLayer(bare_norm(block.norm), mixer, flipped))
+        layers.append(StreamLayer(bare_norm(block.norm), mixer_of(block), flipped))
     dtype = embedding_of(network).weight.dtype
     return layers, InputNorm(bare_norm(backbone.norm_f), dtype, flipped=False)

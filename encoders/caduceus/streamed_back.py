@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from encoders.caduceus.stream_layers import Reader, Scratch, StreamLayer
-from encoders.caduceus.streamed import StoppedError
+from encoders.caduceus.workers import StoppedError, run_both
 from encoders.selective_scan.library import KEPT_EVERY
 from encoders.selective_scan.tile_gradients import (
     convolve_tile_back,
@@ -38,14 +39,14 @@ class Sums:
         """Tell whether there is such a parameter that wants a gradient."""
         return self.wanted.get(name, False)
 
-    def add(self, name: str, values: Callable[[], Tensor]) -> None:
-        """Add a gradient, computed only if it is wanted."""
+    def add(self, name: str, values: Tensor) -> None:
+        """Add a gradient if it is wanted."""
         if not self.wants(name):
             return
         if name in self.found:
-            self.found[name] += values()
+            self.found[name] += values
         else:
-            self.found[name] = values().clone(memory_format=torch.contiguous_format)
+            self.found[name] = values.clone(memory_format=torch.contiguous_format)
 
     def multiply(self, name: str, grad: Tensor, x: Tensor, *, half: int | None = None) -> None:
         """Add the gradient of the weights of a product of `x` [.., I] that gave [.., O].
@@ -81,7 +82,7 @@ class Sums:
             whole = total.new_zeros(2, len(total))
             whole[half] = total
             total = whole.flatten()
-        self.add(name, lambda: total)
+        self.add(name, total)
 
 
 @dataclass
@@ -123,7 +124,6 @@ class _Way:
     kept: Tensor  # [tiles, R, parts, N, I]
     state: Tensor  # [R, N, I], of the states forwards, of their gradients backwards
     before_silu: Tensor  # [R, taps - 1, I]
-    taps: Tensor  # [I, taps], densely
 
     @property
     def steps(self) -> Tensor:
@@ -189,7 +189,6 @@ class Back:
                 self._take(f"kept {number}", self.tiles, rows, parts, reader.states, inner),
                 self._take(f"state {number}", rows, reader.states, inner),
                 self._take(f"before silu {number}", rows, reader.taps.shape[1] - 1, inner),
-                reader.taps.contiguous(),
             )
             for number, (reader, mine) in enumerate(zip(layer.readers, sums, strict=True))
         ]
@@ -229,16 +228,10 @@ class Back:
                     visit(way, self._place(step, side), first, not first)
             return
         meeting = _Meeting()
-        other = helper.submit(self._walk, visit, ways[1], 1, meeting)
-        try:
-            self._walk(visit, ways[0], 0, meeting)
-        except StoppedError:
-            other.result()  # if that is why, its own error
-            raise
-        except BaseException:
-            wait([other])
-            raise
-        other.result()
+        left, right = (
+            partial(self._walk, visit, way, side, meeting) for side, way in enumerate(ways)
+        )
+        run_both(left, right, helper)
 
     def _place(self, step: int, side: int) -> int:
         """Return the tile that is reached from the left (side 0) or from the right (side 1)."""
@@ -299,7 +292,7 @@ class Back:
         out = self._take("convolved", len(self.u), end - start, self.u.shape[2])
         reverse = way.reader.reverse
         return convolve_tile(
-            self.u, start, end, way.taps, way.reader.taps_bias, reverse=reverse, out=out
+            self.u, start, end, way.reader.taps, way.reader.taps_bias, reverse=reverse, out=out
         )
 
     def _projected(self, way: _Way, where: slice) -> tuple[Tensor, ...]:
@@ -341,19 +334,19 @@ class Back:
             delta_weight=way.steps, delta_bias=reader.steps_bias, reverse=reader.reverse,
             into=self._take("gate", *u.shape), into_step=self._take("gated", *u.shape),
         )  # fmt: skip
-        sums.add(f"A{number}", lambda: found.A)
-        sums.add(f"D{number}", lambda: found.D)
+        sums.add(f"A{number}", found.A)
+        sums.add(f"D{number}", found.D)
         sums.multiply(f"steps{number}", found.step, low)
         sums.add_bias(f"steps_bias{number}", found.step)
         grad = torch.cat([found.step @ way.steps, found.B, found.C], dim=-1)
         sums.multiply(f"projection{number}", grad, u)
         found.u.view(-1, found.u.shape[-1]).addmm_(grad.flatten(0, 1), reader.projection.weight)
         taps, taps_bias = convolve_tile_back(
-            found.u, self.u, start, end, way.taps, reader.taps_bias, way.before_silu,
+            found.u, self.u, start, end, reader.taps, reader.taps_bias, way.before_silu,
             reverse=reader.reverse, into=self.grad_u[:, where], add=add,
         )  # fmt: skip
-        sums.add(f"taps{number}", lambda: taps)
-        sums.add(f"taps_bias{number}", lambda: taps_bias)
+        sums.add(f"taps{number}", taps)
+        sums.add(f"taps_bias{number}", taps_bias)
 
     def _leave_norm(self, sums: Sums, where: slice, normed: Tensor) -> None:
         """Through the input projection and the norm."""
@@ -366,5 +359,5 @@ class Back:
             found, self.x[:, where], norm.weight, norm.eps,
             centre=norm.centre, add=self.grad[:, where], into=found,
         )  # fmt: skip
-        sums.add("norm", lambda: weight)
-        sums.add("norm_bias", lambda: bias)
+        sums.add("norm", weight)
+        sums.add("norm_bias", bias)

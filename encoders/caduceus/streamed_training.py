@@ -26,19 +26,14 @@ from encoders.caduceus.layers import (
     RcBlock,
     bare_norm,
     join_strands,
+    mixer_of,
     stack_strands,
     swap_halves,
 )
 from encoders.caduceus.stream_layers import Scratch, StreamLayer
-from encoders.caduceus.streamed import (
-    LONG,
-    TILE_NUMBERS,
-    Stream,
-    alone,
-    is_changed,
-    run_all,
-)
+from encoders.caduceus.streamed import LONG, TILE_NUMBERS, Stream, is_changed
 from encoders.caduceus.streamed_back import Back, Sums
+from encoders.caduceus.workers import alone, run_all
 from encoders.large_pages import in_large_pages
 from encoders.mamba import Reading
 from encoders.selective_scan import backend_for
@@ -79,13 +74,6 @@ def _is_known(layer: nn.Module) -> bool:
     mixer = mixer_of(layer)
     taps = mixer.mamba_fwd.ssm.d_conv
     return (mixer.added_once or mixer.mamba_rev is None) and taps <= MAX_TAPS
-
-
-def mixer_of(layer: Block | RcBlock) -> BiMamba:
-    """Return a layer's mixer, out of its wrapper if it has one."""
-    mixer = layer.mixer.submodule if isinstance(layer, RcBlock) else layer.mixer
-    assert isinstance(mixer, BiMamba)
-    return mixer
 
 
 def add_up_streamed(

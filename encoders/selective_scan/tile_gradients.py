@@ -13,6 +13,7 @@ from torch import Tensor
 
 from encoders.selective_scan import cpu, library
 from encoders.selective_scan.library import SequenceView, address
+from encoders.selective_scan.tiles import scan_natively
 
 
 class ScanGradients(NamedTuple):
@@ -65,12 +66,8 @@ def keep_tile(
     kept : Tensor [B, T / KEPT_EVERY (rounded up), N, D]
         Where the states go, densely.
     """
-    u, delta, B, C = map(cpu.rowwise, (u, delta, B, C))
-    arguments = cpu.scan_arguments(u, delta, delta_weight, delta_bias, A, B, C, D, True, reverse)
-    arguments.row_end, arguments.channel_end = u.shape[0], u.shape[2]
-    arguments.accumulate, arguments.y = add, SequenceView.of(into)
-    arguments.state, arguments.kept = address(state), address(kept)
-    library.call("scan_forward", arguments)
+    steps = (delta_weight, delta_bias)
+    scan_natively(u, delta, A, B, C, D, *steps, state, reverse, into, add, None, kept)
 
 
 def scan_tile_back(

@@ -111,9 +111,9 @@ def scan_tile(
     if _is_native(u, state.dtype):
         values = (u, delta, A, B, C, D, delta_weight, delta_bias)
         if u.dtype == into.dtype == torch.float32 and into.stride(-1) == 1:
-            return _scan_native(*values, state, reverse, into, add, gate)
+            return scan_natively(*values, state, reverse, into, add, gate)
         y = torch.empty(u.shape, dtype=torch.float32, device="cpu")
-        _scan_native(*values, state, reverse, y, False, None)
+        scan_natively(*values, state, reverse, y, False, None)
         return _put(y.to(u.dtype), into, add, gate)
     wide = state.dtype
     delta, u_wide, B, C = (values.to(wide) for values in (delta, u, B, C))
@@ -149,7 +149,7 @@ def _carry(
     return added.flip(1) if reverse else added
 
 
-def _scan_native(
+def scan_natively(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -163,7 +163,9 @@ def _scan_native(
     into: Tensor,
     add: bool,
     gate: Tensor | None,
+    kept: Tensor | None = None,
 ) -> None:
+    """Do what `scan_tile` does by the native kernels, and keep the states to go back from."""
     from encoders.selective_scan import cpu
 
     u, delta, B, C = (cpu.rowwise(values) for values in (u, delta, B, C))
@@ -175,6 +177,7 @@ def _scan_native(
     arguments.row_end, arguments.channel_end = u.shape[0], u.shape[2]
     arguments.accumulate, arguments.gate = add, SequenceView.of(gate)
     arguments.y, arguments.state = SequenceView.of(into), address(state)
+    arguments.kept = address(kept)
     library.call("scan_forward", arguments)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from encoders import load_encoder
 from encoders.base import pool_bases
-from encoders.caduceus import streamed
+from encoders.caduceus import streamed, workers
 from encoders.caduceus.stream_layers import Reader
 from encoders.caduceus.streamed import can_stream, pool_streamed, streams
 from encoders.selective_scan import library
@@ -234,7 +234,7 @@ def test_a_forked_child_streams_with_threads_of_its_own(meanwhile, threads) -> N
         os._exit(0 if torch.equal(pool_streamed(encoder.backbone, *batch), wanted) else 1)
 
     child = multiprocessing.get_context("fork").Process(target=work)
-    with streamed._ALONE if meanwhile else nullcontext():
+    with workers._ALONE if meanwhile else nullcontext():
         child.start()
     child.join(timeout=60)  # where it waits for its parent's threads, it waits for ever
     child.kill()
