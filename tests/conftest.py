@@ -1,4 +1,4 @@
-"""Shared test set-up: reproducible threads."""
+"""Shared test set-up: reproducible threads, and others for who asks."""
 
 import pytest
 
@@ -9,3 +9,13 @@ def _one_thread_a_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def threads():
+    """Give a function that sets torch's number of threads, which is put back."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -79,7 +79,8 @@ def with_gradients(
 
 
 def relative_rms(found: Tensor, wanted: Tensor) -> float:
-    """Return the RMS of the difference over the RMS of what is wanted."""
+    """Return the RMS error over the RMS of what is wanted; the error itself where that is zero."""
     wanted = wanted.detach().double().cpu()
-    difference = found.detach().double().cpu() - wanted
-    return float(difference.square().mean().sqrt() / wanted.square().mean().sqrt())
+    error = (found.detach().double().cpu() - wanted).square().mean().sqrt()
+    scale = wanted.square().mean().sqrt()
+    return float(error / scale) if scale > 0 else float(error)

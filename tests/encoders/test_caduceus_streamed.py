@@ -8,49 +8,21 @@ from functools import cache
 
 import pytest
 import torch
+from streamed_cases import INNER, VARIANTS, small_caduceus
 
-from encoders import load_encoder
 from encoders.base import pool_bases
 from encoders.caduceus import streamed, workers
 from encoders.caduceus.stream_layers import Reader
 from encoders.caduceus.streamed import can_stream, pool_streamed, streams
 from encoders.selective_scan import library
 
-SMALL = {"d_model": 12, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
-INNER = 2 * SMALL["d_model"]
-VARIANTS = {
-    "ps": {"rcps": True},
-    "ps_even": {"rcps": True, "n_layer": 4},
-    "ps_one": {"rcps": True, "n_layer": 1},
-    "ps_unfused": {"rcps": True, "fused_add_norm": False},
-    "ps_layer_norm": {"rcps": True, "rms_norm": False},
-    "ps_one_way": {"rcps": True, "bidirectional": False},
-    "ps_one_way_biased": {
-        "rcps": True,
-        "bidirectional": False,
-        "ssm_cfg": {"d_state": 4, "bias": True, "conv_bias": False},
-    },
-    "ph": {"rcps": False},
-    "ph_one_way": {"rcps": False, "bidirectional": False, "rms_norm": False},
-}
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 
 
 @cache
 def small(variant: str, dtype: str):
     """Make an encoder that no test changes."""
-    return make(variant, dtype)
-
-
-def make(variant: str, dtype: str, **more):
-    config = {**SMALL, **VARIANTS[variant], **more, "initializer_cfg": {"initializer_range": 1.0}}
-    encoder = load_encoder("caduceus", config=config, dtype=dtype, seed=3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, values in encoder.backbone.named_parameters():
-            if name.endswith(("norm.weight", "norm_f.weight", "bias", ".D")):
-                values.add_(torch.randn(values.shape, generator=generator))
-    return encoder
+    return small_caduceus(variant, dtype)
 
 
 def windows(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,14 +46,6 @@ def plain(encoder, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-@pytest.fixture
-def threads():
-    """Give a function that sets torch's number of threads, which is put back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -124,7 +88,7 @@ def test_neighbours_in_a_batch_change_little() -> None:
 def test_bfloat16_stays_near_float32(variant: str, in_fp32: bool) -> None:
     ids, weights = windows(2, 60)
     wanted = plain(small(variant, "float32"), ids, weights)
-    encoder = make(variant, "bfloat16", residual_in_fp32=in_fp32)
+    encoder = small_caduceus(variant, "bfloat16", residual_in_fp32=in_fp32)
     assert streams(encoder.backbone)
     found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
     assert found.dtype == torch.float32
@@ -157,7 +121,7 @@ def test_a_failing_reader_stops_the_other(count, threads, monkeypatch) -> None:
 
 @pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
 def test_it_is_taken_where_it_gives_the_same() -> None:
-    encoder = make("ps", "float32")
+    encoder = small_caduceus("ps", "float32")
     network = encoder.backbone
     with torch.no_grad():
         assert can_stream(network, 100)
@@ -166,11 +130,11 @@ def test_it_is_taken_where_it_gives_the_same() -> None:
         hook = network.caduceus.backbone.layers[1].register_forward_hook(lambda *_: None)
         assert not can_stream(network, 100)
         hook.remove()
-        untied = make("ph", "float32", bidirectional_weight_tie=False)
+        untied = small_caduceus("ph", "float32", bidirectional_weight_tie=False)
         assert not can_stream(untied.backbone, 100)
-        assert can_stream(make("ps", "float64").backbone, streamed.LONG)
-        assert not can_stream(make("ps", "float64").backbone, 100)
-        assert not can_stream(make("ps_unfused", "bfloat16").backbone, 100)
+        assert can_stream(small_caduceus("ps", "float64").backbone, streamed.LONG)
+        assert not can_stream(small_caduceus("ps", "float64").backbone, 100)
+        assert not can_stream(small_caduceus("ps_unfused", "bfloat16").backbone, 100)
         layer = network.caduceus.backbone.layers[0].mixer.submodule.mamba_fwd
         for name in ("in_proj", "x_proj", "out_proj"):
             own = getattr(layer, name)
@@ -178,13 +142,13 @@ def test_it_is_taken_where_it_gives_the_same() -> None:
             assert not can_stream(network, 100)
             setattr(layer, name, own)
         assert can_stream(network, 100)
-    trained = make("ps", "float32").requires_grad_(True)
+    trained = small_caduceus("ps", "float32").requires_grad_(True)
     assert not can_stream(trained.backbone, 100)
     assert can_stream(trained.requires_grad_(False).backbone, 100)
 
 
 def test_gradients_still_flow_through_the_encoder() -> None:
-    encoder = make("ps", "float32").requires_grad_(True)
+    encoder = small_caduceus("ps", "float32").requires_grad_(True)
     ids, _ = windows(1, 30)
     encoder(ids, torch.ones_like(ids, dtype=torch.bool)).sum().backward()
     assert all(value.grad is not None for value in encoder.backbone.caduceus.parameters())

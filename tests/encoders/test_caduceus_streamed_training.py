@@ -4,42 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from scan_cases import relative_rms
+from streamed_cases import INNER, SMALL, VARIANTS, small_caduceus
 from torch import Tensor
 
-from encoders import load_encoder
 from encoders.caduceus import streamed_back, streamed_training
 from encoders.caduceus.streamed_training import can_train_streamed
 from encoders.selective_scan import library
 
 pytestmark = pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
-SMALL = {"d_model": 12, "n_layer": 3, "ssm_cfg": {"d_state": 4}}
-INNER = 2 * SMALL["d_model"]
-VARIANTS = {
-    "ps": {"rcps": True},
-    "ps_even": {"rcps": True, "n_layer": 4},
-    "ps_one": {"rcps": True, "n_layer": 1},
-    "ps_unfused": {"rcps": True, "fused_add_norm": False},
-    "ps_layer_norm": {"rcps": True, "rms_norm": False},
-    "ps_one_way": {"rcps": True, "bidirectional": False},
-    "ps_one_way_biased": {
-        "rcps": True,
-        "bidirectional": False,
-        "ssm_cfg": {"d_state": 4, "bias": True, "conv_bias": False},
-    },
-    "ps_taps": {"rcps": True, "ssm_cfg": {"d_state": 3, "d_conv": 2, "expand": 1}},
-    "ph": {"rcps": False},
-    "ph_one_way": {"rcps": False, "bidirectional": False, "rms_norm": False},
-}
 
 
-def make(variant: str, dtype: str = "float32", **more: Any) -> Any:
-    config = {**SMALL, **VARIANTS[variant], **more, "initializer_cfg": {"initializer_range": 1.0}}
-    encoder = load_encoder("caduceus", config=config, dtype=dtype, seed=3).requires_grad_(True)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, values in encoder.backbone.named_parameters():
-            if name.endswith(("norm.weight", "norm_f.weight", "bias", ".D")):
-                values.add_(torch.randn(values.shape, generator=generator))
+def trained(variant: str, dtype: str = "float32", **more: Any) -> Any:
+    encoder = small_caduceus(variant, dtype, **more).requires_grad_(True)
     encoder.gradient_checkpointing(True)
     return encoder
 
@@ -61,13 +38,6 @@ def gradients(encoder: Any, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return hidden.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def relative_rms(found: Tensor, wanted: Tensor) -> float:
-    """Return the RMS error over the RMS of what is wanted; the error itself where that is zero."""
-    error = (found.double() - wanted.double()).square().mean().sqrt()
-    scale = wanted.double().square().mean().sqrt()
-    return float(error / scale) if scale > 0 else float(error)
-
-
 @pytest.fixture(autouse=True)
 def _short_tiles(monkeypatch) -> None:
     monkeypatch.setattr(streamed_training, "TILE_NUMBERS", 32 * INNER)
@@ -87,24 +57,16 @@ def used(monkeypatch) -> list[int]:
     return calls
 
 
-@pytest.fixture
-def threads():
-    """Give a function that sets torch's number of threads, which is put back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 2), (2, 33), (1, 100), (1, 257)])
 def test_gradients_are_as_exact_as_the_layers_own(variant, rows, length, used, monkeypatch) -> None:
     ids = tokens(rows, length)
-    hidden, found = gradients(make(variant), ids)
+    hidden, found = gradients(trained(variant), ids)
     assert len(used) == 1
-    exact_hidden, exact = gradients(make(variant, "float64"), ids)
+    exact_hidden, exact = gradients(trained(variant, "float64"), ids)
     assert len(used) == 1, "float64 takes the layers themselves"
     monkeypatch.setattr(streamed_training, "can_train_streamed", lambda *_: False)
-    _, plain = gradients(make(variant), ids)
+    _, plain = gradients(trained(variant), ids)
     assert relative_rms(hidden, exact_hidden) < 5e-7
     assert found.keys() == exact.keys() == plain.keys()
     for name, wanted in exact.items():
@@ -115,7 +77,7 @@ def test_gradients_are_as_exact_as_the_layers_own(variant, rows, length, used, m
 @pytest.mark.parametrize("variant", ["ps", "ph", "ps_one_way"])
 @pytest.mark.parametrize(("rows", "length"), [(1, 200), (40, 9)])
 def test_threads_change_no_bit(variant, rows, length, threads, monkeypatch) -> None:
-    encoder, ids = make(variant), tokens(rows, length)
+    encoder, ids = trained(variant), tokens(rows, length)
     threads(1)
     wanted_hidden, wanted = gradients(encoder, ids)
     for count, long in ((2, 1), (2, 10**6), (3, 1), (5, 1), (5, 10**6)):
@@ -129,7 +91,7 @@ def test_threads_change_no_bit(variant, rows, length, threads, monkeypatch) -> N
 
 
 def test_tiles_change_little(monkeypatch) -> None:
-    encoder, ids = make("ps"), tokens(2, 150)
+    encoder, ids = trained("ps"), tokens(2, 150)
     _, wanted = gradients(encoder, ids)
     for positions in (16, 48, 1000):
         monkeypatch.setattr(streamed_training, "TILE_NUMBERS", positions * INNER)
@@ -138,7 +100,7 @@ def test_tiles_change_little(monkeypatch) -> None:
 
 
 def test_neighbours_in_a_batch_add_up() -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     ids = tokens(5, 40)
 
     def sums(rows: Tensor) -> dict[str, Tensor]:
@@ -152,7 +114,7 @@ def test_neighbours_in_a_batch_add_up() -> None:
 
 
 def test_frozen_weights_get_no_gradient_and_change_no_other() -> None:
-    encoder, ids = make("ps"), tokens(1, 70)
+    encoder, ids = trained("ps"), tokens(1, 70)
     _, wanted = gradients(encoder, ids)
     parameters = dict(encoder.named_parameters())
     frozen = [name for number, name in enumerate(parameters) if number % 3 and "embed" not in name]
@@ -165,7 +127,7 @@ def test_frozen_weights_get_no_gradient_and_change_no_other() -> None:
 
 
 def test_lower_layers_that_are_frozen_are_not_gone_back_through(monkeypatch) -> None:
-    encoder, ids = make("ps"), tokens(1, 70)
+    encoder, ids = trained("ps"), tokens(1, 70)
     backbone = encoder.backbone.caduceus.backbone
     backbone.embeddings.requires_grad_(False)
     backbone.layers[:2].requires_grad_(False)
@@ -183,7 +145,7 @@ def test_lower_layers_that_are_frozen_are_not_gone_back_through(monkeypatch) -> 
 
 
 def test_it_is_taken_where_it_gives_the_same() -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     layers = encoder.backbone.caduceus.backbone.layers
     total = torch.zeros(1, 20, 2 * SMALL["d_model"])
     assert can_train_streamed(layers, total)
@@ -198,16 +160,16 @@ def test_it_is_taken_where_it_gives_the_same() -> None:
     layers[0].mixer.submodule.mamba_fwd.x_proj = torch.nn.Sequential(torch.nn.Identity())
     assert not can_train_streamed(layers, total)
     for changed in (
-        make("ph", bidirectional_weight_tie=False),
-        make("ph", bidirectional_strategy="ew_multiply"),
-        make("ps", "float64"),
+        trained("ph", bidirectional_weight_tie=False),
+        trained("ph", bidirectional_strategy="ew_multiply"),
+        trained("ps", "float64"),
     ):
         own = changed.backbone.caduceus.backbone.layers
         assert not can_train_streamed(own, torch.zeros(1, 20, 12))
 
 
 def test_without_checkpointing_the_layers_themselves_run(used) -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     encoder.gradient_checkpointing(False)
     gradients(encoder, tokens(1, 20))
     assert not used
@@ -218,7 +180,7 @@ def test_without_checkpointing_the_layers_themselves_run(used) -> None:
 
 
 def test_weights_changed_in_between_are_noticed() -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     total = encoder.backbone(tokens(1, 20)).sum()
     with torch.no_grad():
         encoder.backbone.caduceus.backbone.layers[1].mixer.submodule.mamba_fwd.A_log.mul_(2)
@@ -239,14 +201,14 @@ def test_a_failing_reader_stops_the_other(count, long, threads, monkeypatch) -> 
 
     monkeypatch.setattr(streamed_back, "scan_tile_back", fail)
     threads(count)
-    total = make("ph")(tokens(1, 100), torch.ones(1, 100, dtype=torch.bool)).sum()
+    total = trained("ph")(tokens(1, 100), torch.ones(1, 100, dtype=torch.bool)).sum()
     with pytest.raises(ValueError, match="half way"):
         total.backward()
     assert torch.get_num_threads() == count
 
 
 def test_gradients_of_gradients_are_refused() -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     parameter = encoder.backbone.caduceus.backbone.layers[0].norm.weight
     total = encoder.backbone(tokens(1, 20)).square().sum()
     (grad,) = torch.autograd.grad(total, parameter, create_graph=True)
@@ -255,7 +217,7 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 
 def test_nothing_gives_no_gradient(threads) -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     for count in (1, 2):
         threads(count)
         hidden, found = gradients(encoder, tokens(0, 20))
@@ -266,7 +228,7 @@ def test_nothing_gives_no_gradient(threads) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_autocast_around_the_way_back_changes_no_bit(count, threads) -> None:
     threads(count)
-    encoder, ids = make("ps"), tokens(1, 50)
+    encoder, ids = trained("ps"), tokens(1, 50)
     _, wanted = gradients(encoder, ids)
     encoder.zero_grad()
     hidden = encoder.backbone(ids)
@@ -281,7 +243,7 @@ def test_autocast_around_the_way_back_changes_no_bit(count, threads) -> None:
 
 
 def test_a_graph_that_is_kept_gives_the_same_again() -> None:
-    encoder = make("ps")
+    encoder = trained("ps")
     weight = encoder.backbone.caduceus.backbone.layers[0].mixer.submodule.mamba_fwd.in_proj.weight
     total = encoder.backbone(tokens(2, 70)).square().sum()
     first, second = (torch.autograd.grad(total, weight, retain_graph=True)[0] for _ in range(2))
@@ -289,7 +251,7 @@ def test_a_graph_that_is_kept_gives_the_same_again() -> None:
 
 
 def test_parameters_may_lie_anyhow() -> None:
-    encoder, ids = make("ps_layer_norm"), tokens(2, 70)
+    encoder, ids = trained("ps_layer_norm"), tokens(2, 70)
     _, wanted = gradients(encoder, ids)
     for parameter in encoder.parameters():
         apart = torch.empty(*parameter.shape, 2)
@@ -301,7 +263,7 @@ def test_parameters_may_lie_anyhow() -> None:
 
 
 def test_only_plain_tensors_are_taken() -> None:
-    layers = make("ps").backbone.caduceus.backbone.layers
+    layers = trained("ps").backbone.caduceus.backbone.layers
 
     class Other(Tensor):
         pass
@@ -323,7 +285,7 @@ def test_memory_of_the_way_back_is_given_back(monkeypatch) -> None:
             rooms.append(self)
 
     monkeypatch.setattr(streamed_training, "_Room", Seen)
-    encoder = make("ps")
+    encoder = trained("ps")
     total = encoder.backbone(tokens(1, 40)).sum()
     total.backward(retain_graph=True)
     assert [one._scratch for one in rooms] == [None]
@@ -338,7 +300,7 @@ def test_memory_of_the_way_back_is_given_back(monkeypatch) -> None:
 
 
 def test_hooks_on_all_modules_are_seen() -> None:
-    layers = make("ps").backbone.caduceus.backbone.layers
+    layers = trained("ps").backbone.caduceus.backbone.layers
     total = torch.zeros(1, 20, 2 * SMALL["d_model"])
     hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:

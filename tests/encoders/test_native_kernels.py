@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import relative_rms
 
 from encoders.errors import InputError
 from encoders.selective_scan import library, list_backends, selective_scan
@@ -60,11 +61,6 @@ def run(arguments, backend: str, *, reverse: bool = False) -> torch.Tensor:
         *main, delta_weight=weight, delta_bias=bias, delta_softplus=softplus,
         reverse=reverse, backend=backend,
     )  # fmt: skip
-
-
-def relative_rms(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    wanted = wanted.double()
-    return float((found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
 def compare(arguments, *, reverse: bool) -> tuple[float, dict[str, float]]:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import relative_rms
 
 from encoders.selective_scan import convolve_silu, library, selective_scan
 from encoders.selective_scan.library import KEPT_EVERY
@@ -19,13 +20,6 @@ from encoders.selective_scan.tile_gradients import (
 pytestmark = pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
 ROWS, CHANNELS, STATES, RANK = 2, 37, 5, 3
 LIMIT = 3e-6
-
-
-def relative_rms(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the RMS error over the RMS of what is wanted; the error itself where that is zero."""
-    error = (found.double() - wanted.double()).square().mean().sqrt()
-    scale = wanted.double().square().mean().sqrt()
-    return float(error / scale) if scale > 0 else float(error)
 
 
 def cuts(length: int, size: int, reverse: bool) -> list[tuple[int, int]]:
