@@ -265,12 +265,9 @@ class Back:
         return start, min(start + self.tile, self.length)
 
     def _kept(self, way: _Way, tile: int) -> Tensor:
-        """Return where a tile's states are kept, densely also where it is the short last one."""
+        """Return where a tile's states are kept."""
         start, end = self._where(tile)
-        parts = -(-(end - start) // KEPT_EVERY)
-        whole = way.kept[tile]
-        dense: Tensor = whole.view(-1)[: whole[:, :parts].numel()]
-        return dense.view(len(whole), parts, *whole.shape[2:])
+        return way.kept[tile][:, : -(-(end - start) // KEPT_EVERY)]
 
     def _read(self, way: _Way, tile: int, first: bool, last: bool) -> None:
         """Read a tile again; the last visit is as any other."""

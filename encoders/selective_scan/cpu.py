@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,19 @@ from encoders.selective_scan.convolution_gradients import differentiate_convolut
 from encoders.selective_scan.library import SequenceView, address
 
 GROUP = 256
+# Positions that the scan goes back over at once, whole numbers of kept states: what is found of the
+# time steps there stays in cache for their projection.
+SPAN = 1024
 _NEW = torch.library.custom_op
 
 
 def _new(*shape: int) -> Tensor:
     """Return memory for a kernel: float32 here, whatever torch's defaults have been set to."""
     return in_large_pages(torch.empty(shape, dtype=torch.float32, device="cpu"))
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 @cache
@@ -178,7 +185,7 @@ def scan(
     kept = _new(u.shape[0], tiles, A.shape[1], u.shape[2])
     whole = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
     whole.y = SequenceView.of(y)
-    whole.kept = address(kept) if keep else None
+    whole.kept = SequenceView.of(kept if keep else None)
 
     held = (u, low, weight, bias, A, B, C, D, y, kept)
     _run("scan_forward", whole, u.shape, held, _wide_group(u.shape[0], u.shape[2]))
@@ -218,47 +225,86 @@ def scan_backward(
     kept: Tensor,
     activate: bool,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients of u, of softplus' argument [B, L, D], of A, B, C and D."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `scan`'s tensors, float32; of no size where they are None."""
     grad_y, u, low, B, C = map(rowwise, (grad_y, u, low, B, C))
     weight, bias, A, D = dense(weight), dense(bias), A.float().contiguous(), dense(D)
     rows, length, channels = u.shape
-    states = A.shape[1]
     if kept.shape[1] != _tiles(length):
         raise RuntimeError(
             "the scan was run without gradients in mind and kept no states to go back from; "
             "run it with inputs that require gradients"
         )
-    grad_u, grad_step = _new(*u.shape), _new(*u.shape)
-    groups = -(-channels // GROUP)
-    grad_b_c = _new(groups, rows, length, 2 * states)
-    grad_a, grad_skip = _new(rows, states, channels), _new(rows, channels)
-    forward = scan_arguments(u, low, weight, bias, A, B, C, D, activate, reverse)
-    forward.kept = address(kept)
+    grad_u, grad_low, grad_b, grad_c = (_new(*values.shape) for values in (u, low, B, C))
+    grad_weight, grad_a = _zeros(low.shape[2], channels), _zeros(A.shape[1], channels)
+    grad_bias, grad_skip = _zeros(channels), _zeros(channels)
+    steps = grad_low if weight is None else _new(rows, min(SPAN, length), channels)
+    carry = _zeros(rows, A.shape[1], channels)
+    held = (u, low, weight, bias, A, B, C, D, kept)
+    for begin in reversed(range(0, length, SPAN)):
+        end = min(begin + SPAN, length)
+        where = slice(length - end, length - begin) if reverse else slice(begin, end)
+        step = steps[:, where] if weight is None else steps[:, : end - begin]
+        forward = scan_arguments(
+            u[:, where], low[:, where], weight, bias, A, B[:, where], C[:, where], D, activate,
+            reverse,
+        )  # fmt: skip
+        forward.kept = SequenceView.of(kept[:, begin // library.KEPT_EVERY :])
+        found = _go_back(forward, grad_y[:, where], grad_u[:, where], step, carry, held)
+        grad_b[:, where], grad_c[:, where] = found.b_c.chunk(2, dim=-1)
+        grad_a += found.a
+        grad_skip += found.skip
+        if bias is not None:
+            grad_bias += step.sum(dim=(0, 1))
+        if weight is not None:
+            grad_low[:, where] = step @ weight
+            # The narrow side is the one that products turn round.
+            grad_weight.addmm_(low[:, where].flatten(0, 1).T, step.flatten(0, 1))
+    return (
+        grad_u, grad_low, _new(0) if weight is None else grad_weight.T.contiguous(),
+        _new(0) if bias is None else grad_bias, grad_a.T.contiguous(), grad_b, grad_c,
+        _new(0) if D is None else grad_skip,
+    )  # fmt: skip
+
+
+class _Found(NamedTuple):
+    """What a span gives, summed over groups and rows: [B, T, 2 N], [N, D] and [D]."""
+
+    b_c: Tensor
+    a: Tensor
+    skip: Tensor
+
+
+def _go_back(
+    forward: library.ScanForward,
+    grad_y: Tensor,
+    grad_u: Tensor,
+    grad_step: Tensor,
+    carry: Tensor,
+    read: Sequence[Tensor | None],
+) -> _Found:
+    """Go back over positions [B, T, D]; `grad_u`, `grad_step` and `carry` are written.
+
+    `read` is what `forward` knows the addresses of.
+    """
+    rows, length, channels = grad_y.shape
+    b_c = _new(-(-channels // GROUP), rows, length, 2 * forward.states)
+    a, skip = _new(*carry.shape), _new(rows, channels)
     whole = library.ScanBackward(
         forward=forward,
         grad_y=SequenceView.of(grad_y),
         grad_u=SequenceView.of(grad_u),
         grad_low=SequenceView.of(grad_step),
-        grad_b_c=address(grad_b_c),
+        grad_b_c=address(b_c),
         group=GROUP,
         rows=rows,
-        grad_a=address(grad_a),
-        grad_skip=address(grad_skip),
+        grad_a=address(a),
+        grad_skip=address(skip),
+        carry=address(carry),
     )
-
-    read = (grad_y, u, low, weight, bias, A, B, C, D, kept)
-    written = (grad_u, grad_step, grad_b_c, grad_a, grad_skip)
-    _run("scan_backward", whole, u.shape, (*read, *written))
-    # An operator's outputs may share no memory.
-    return (
-        grad_u,
-        grad_step,
-        grad_a.sum(dim=0).T.clone(memory_format=torch.contiguous_format),
-        grad_b_c[..., :states].sum(dim=0),
-        grad_b_c[..., states:].sum(dim=0),
-        grad_skip.sum(dim=0),
-    )
+    written = (grad_u, grad_step, b_c, a, skip, carry)
+    _run("scan_backward", whole, grad_y.shape, (grad_y, *read, *written))
+    return _Found(b_c.sum(dim=0), a.sum(dim=0), skip.sum(dim=0))
 
 
 @scan_backward.register_fake
@@ -275,11 +321,13 @@ def _(
     kept: Tensor,
     activate: bool,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def like(of: Tensor) -> Tensor:
-        return of.new_empty(of.shape, dtype=torch.float32)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(of: Tensor | None) -> Tensor:
+        return u.new_empty(0 if of is None else of.shape, dtype=torch.float32)
 
-    return like(u), like(u), like(A), like(B), like(C), like(A[:, 0])
+    return (
+        like(u), like(low), like(weight), like(bias), like(A), like(B), like(C), like(D)
+    )  # fmt: skip
 
 
 def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -290,21 +338,11 @@ def _save_scan(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 
 def _scan_gradients(ctx: Any, grad_y: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    u, low, weight, bias, A, B, C, D, kept = ctx.saved_tensors
-    grad_u, step, grad_a, grad_b, grad_c, grad_d = scan_backward(
-        grad_y, u, low, weight, bias, A, B, C, D, kept, ctx.activate, ctx.reverse
-    )
-    grad_low, grad_weight = step, None
-    if weight is not None:
-        grad_low = step @ weight.float()
-        # The narrow side is the one that products turn round.
-        grad_weight = (low.float().flatten(0, 1).T @ step.flatten(0, 1)).T
-    grads = (
-        (grad_u, u), (grad_low, low), (grad_weight, weight),
-        (None if bias is None else step.sum(dim=(0, 1)), bias),
-        (grad_a, A), (grad_b, B), (grad_c, C), (None if D is None else grad_d, D),
-    )  # fmt: skip
-    typed = [None if grad is None else grad.to(of.dtype) for grad, of in grads]
+    *saved, kept = ctx.saved_tensors
+    found = scan_backward(grad_y, *saved, kept, ctx.activate, ctx.reverse)
+    typed = [
+        None if of is None else grad.to(of.dtype) for grad, of in zip(found, saved, strict=True)
+    ]
     return (*typed, None, None, None)
 
 

@@ -30,7 +30,7 @@ COMPILE_ARGS = (
 )
 LEVELS = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE = "GENEBOLD_CPU_LEVEL"
-INTERFACE_VERSION = 4
+INTERFACE_VERSION = 5
 KEPT_EVERY = 16
 MAX_TAPS = 8
 
@@ -39,7 +39,7 @@ _ARRAY = ctypes.c_void_p
 
 
 class SequenceView(ctypes.Structure):
-    """``Sequence`` of arguments.h: where [B, L, any] lies, the last axis contiguous."""
+    """``Sequence`` of arguments.h: where [B, L, ...] lies, what follows densely."""
 
     _fields_ = (("data", _ARRAY), ("row", _SIZE), ("position", _SIZE))
 
@@ -65,7 +65,7 @@ class ScanForward(ctypes.Structure):
         *((name, _ARRAY) for name in ("weight", "bias", "a", "skip")),
         ("gate", SequenceView),
         ("y", SequenceView),
-        ("kept", _ARRAY),
+        ("kept", SequenceView),
         ("state", _ARRAY),
     )
 

@@ -64,7 +64,7 @@ def keep_tile(
     u, delta, A, B, C, D, state, delta_weight, delta_bias, reverse, into, add
         As there.
     kept : Tensor [B, T / KEPT_EVERY (rounded up), N, D]
-        Where the states go, densely.
+        Where the states go; the last two axes dense.
     """
     steps = (delta_weight, delta_bias)
     scan_natively(u, delta, A, B, C, D, *steps, state, reverse, into, add, None, kept)
@@ -110,7 +110,7 @@ def scan_tile_back(
     found_a, found_skip = _new(rows, states, channels), _new(rows, channels)
     forward = cpu.scan_arguments(u, delta, delta_weight, delta_bias, A, B, C, D, True, reverse)
     forward.row_end, forward.channel_end = rows, channels
-    forward.kept = address(kept)
+    forward.kept = SequenceView.of(kept)
     arguments = library.ScanBackward(
         forward=forward,
         grad_y=SequenceView.of(grad_y),

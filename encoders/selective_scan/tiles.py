@@ -177,7 +177,7 @@ def scan_natively(
     arguments.row_end, arguments.channel_end = u.shape[0], u.shape[2]
     arguments.accumulate, arguments.gate = add, SequenceView.of(gate)
     arguments.y, arguments.state = SequenceView.of(into), address(state)
-    arguments.kept = address(kept)
+    arguments.kept = SequenceView.of(kept)
     library.call("scan_forward", arguments)
 
 

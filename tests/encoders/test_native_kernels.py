@@ -101,6 +101,18 @@ def test_any_shape(batch, length, channels, states, rank, reverse) -> None:
     assert max(gradients.values()) <= 1e-5, gradients
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [31, 32, 33, 80])
+def test_exact_in_spans(length: int, reverse: bool, rank: int, monkeypatch) -> None:
+    """However often the backward pass hands on to the positions that were read before."""
+    from encoders.selective_scan import cpu
+
+    monkeypatch.setattr(cpu, "SPAN", 32)
+    _, gradients = compare(draw(2, length, 300, 3, rank, seed=length), reverse=reverse)
+    assert max(gradients.values()) <= 5e-6, gradients
+
+
 @pytest.mark.slow
 def test_exact_over_a_long_sequence() -> None:
     output, gradients = compare(draw(1, 65_537, 3, 16, 0, seed=1), reverse=False)

@@ -28,8 +28,8 @@ typedef struct {
   const float *skip;    // [channels], or null
   Sequence gate;        // data null for none
   Sequence y;
-  float *kept;  // null, or states before every tile of KEPT_EVERY positions in the order of
-                // reading: [batch, tiles, states, channels]
+  Sequence kept;  // data null, or states before every tile of KEPT_EVERY positions in the order
+                  // of reading: [batch, tiles, states, channels], the last two axes dense
   float *state;  // null for zeros, or where to begin: [batch, states, channels], left as the end
 } ScanForward;
 
@@ -90,5 +90,5 @@ typedef struct {
 
 #define KEPT_EVERY 16
 #define MAX_TAPS 8
-#define INTERFACE_VERSION 4
+#define INTERFACE_VERSION 5
 #endif

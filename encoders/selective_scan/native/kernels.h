@@ -236,16 +236,14 @@ TARGET static void scan_row(const ScanForward &s, int64_t row, const Work &work)
   const int64_t blocks = blocks_of(s.channel_begin, s.channel_end);
   // Tiles hold a whole number of kept states, counted in the order of reading. All channels of a
   // tile come before the next tile: what memory brings in is whole rows, used at once.
-  const int64_t size = s.kept ? KEPT_EVERY : TILE;
+  const int64_t size = s.kept.data ? KEPT_EVERY : TILE;
   const int64_t tiles = (s.length + size - 1) / size;
   for (int64_t k = 0; k < tiles; k++) {
     const int64_t left = s.length - k * size, length = left < size ? left : size;
     const int64_t start = s.reverse ? left - length : k * size;
     for (int64_t block = 0; block < blocks; block++) {
       const Channels c = block_channels(s, work, block);
-      if (s.kept) {
-        put_states(s.kept + (row * tiles + k) * s.states * s.channels, s, c, work.state(block));
-      }
+      if (s.kept.data) put_states(at_mutable(s.kept, row, k), s, c, work.state(block));
       scan_tile(s, c, row, start, length, work.state(block));
     }
   }
@@ -433,7 +431,7 @@ TARGET static int scan_backward(const ScanBackward &q) {
         float *carry = work + block * per_block, *a = carry + small, *grad_a = a + small;
         const int64_t first = s.channel_begin + block * LANES;
         const Channels c = channels_at(s, first, grad_a + small, a);
-        const float *kept = s.kept + (row * tiles + k) * s.states * s.channels;
+        const float *kept = at(s.kept, row, k);
         Vec skip = {};
         backward_tile(w, c, row, start, length, kept, carry, grad_a, &skip);
         float *to = q.grad_skip + row * s.channels + first;
