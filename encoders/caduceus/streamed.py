@@ -35,9 +35,11 @@ from encoders.caduceus.workers import StoppedError, alone, run_all, run_both
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
-# Numbers of the inner width in a tile: 512 positions at the published width, whose buffers stay in
-# the second-level cache; narrow networks take longer tiles, since each costs some forty calls.
-TILE_NUMBERS = 2**18
+# Numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers stay
+# in the third-level cache; narrow networks take longer tiles, since each costs some forty calls.
+TILE_NUMBERS = 2**19
+# The same in short windows that are run together: fewer, so that there is work for more threads.
+TOGETHER_NUMBERS = 2**18
 # Windows from here on are read by two threads from both ends, so that half as many are in memory.
 LONG = 2**14
 
@@ -147,6 +149,11 @@ def pool_streamed(
     return pooled.clone()  # outside of inference mode: an ordinary tensor
 
 
+def windows_together(inner: int, length: int) -> int:
+    """Return how many windows of so many bases are run as one, at a network's inner width."""
+    return max(1, TOGETHER_NUMBERS // inner // max(1, length))
+
+
 def _pool(
     network: CaduceusForMaskedLM,
     input_ids: Tensor,
@@ -159,7 +166,7 @@ def _pool(
     turned = folds and len(layers) % 2 == 1
     length = input_ids.shape[1]
     tile = max(1, TILE_NUMBERS // layers[0].inner)
-    rows = max(1, tile // length)
+    rows = windows_together(layers[0].inner, length)
     jobs = []
     for first in range(0, len(input_ids), rows):
         ids = input_ids[first : first + rows]

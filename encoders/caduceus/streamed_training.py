@@ -31,7 +31,7 @@ from encoders.caduceus.layers import (
     swap_halves,
 )
 from encoders.caduceus.stream_layers import Scratch, StreamLayer
-from encoders.caduceus.streamed import LONG, TILE_NUMBERS, Stream, is_changed
+from encoders.caduceus.streamed import LONG, Stream, is_changed, windows_together
 from encoders.caduceus.streamed_back import Back, Sums
 from encoders.caduceus.workers import alone, run_all
 from encoders.large_pages import in_large_pages
@@ -39,6 +39,8 @@ from encoders.mamba import Reading
 from encoders.selective_scan import backend_for
 from encoders.selective_scan.library import KEPT_EVERY, MAX_TAPS
 
+# As for inference; longer, since every tile ends in sums over gradients as large as the weights.
+TILE_NUMBERS = 2**20
 # Gradients of the weights are summed in so many places side by side, and then with one another.
 LANES = 16
 
@@ -207,10 +209,10 @@ class _Layer(torch.autograd.Function):
         return found_streams, None, None, None, *named
 
 
-def _pieces(streams: Tensor, tile: int) -> list[slice]:
-    """Return which streams are taken at once: those that fill a tile together."""
+def _pieces(streams: Tensor, layer: StreamLayer) -> list[slice]:
+    """Return which streams are taken at once."""
     count, length = streams.shape[:2]
-    rows = max(1, tile // length)
+    rows = windows_together(layer.inner, length)
     return [slice(first, first + rows) for first in range(0, count, rows)]
 
 
@@ -229,7 +231,7 @@ def _forwards(streams: Tensor, out: Tensor, layer: StreamLayer, scratch: Scratch
 
     two_way, long = len(layer.readers) == 2, streams.shape[1] >= LONG
     with alone() as threads:
-        run_all(run, _pieces(streams, tile), stop, threads, two_way=two_way, long=long)
+        run_all(run, _pieces(streams, layer), stop, threads, two_way=two_way, long=long)
 
 
 def _backwards(
@@ -239,7 +241,7 @@ def _backwards(
     layer = weights.layer
     found = in_large_pages(torch.empty_like(grad))
     stop, tile = threading.Event(), _tile(layer)
-    pieces = _pieces(streams, tile)
+    pieces = _pieces(streams, layer)
     lanes = [pieces[first::LANES] for first in range(min(LANES, len(pieces)))]
 
     def run(lane: Sequence[slice], helper: ThreadPoolExecutor | None) -> list[Sums]:

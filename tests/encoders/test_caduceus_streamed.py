@@ -53,6 +53,7 @@ def worst(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (3, 2), (2, 33), (1, 100)])
 def test_it_is_the_pooled_network(variant, dtype, rows, length, monkeypatch) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
+    monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", 16 * INNER)
     encoder = small(variant, dtype)
     assert streams(encoder.backbone)
     ids, weights = windows(rows, length)
@@ -64,6 +65,7 @@ def test_it_is_the_pooled_network(variant, dtype, rows, length, monkeypatch) -> 
 @pytest.mark.parametrize("long", [1, 10**6])
 def test_threads_change_no_bit(count, long, threads, monkeypatch) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
+    monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", 16 * INNER)
     encoder = small("ps", "float32")
     ids, weights = windows(2, 150)
     threads(1)
@@ -102,6 +104,7 @@ def test_bfloat16_stays_near_float32(variant: str, in_fp32: bool) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_failing_reader_stops_the_other(count, threads, monkeypatch) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
+    monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", 16 * INNER)
     read = Reader.read
 
     def fail(self, u, start, *others, **options) -> None:

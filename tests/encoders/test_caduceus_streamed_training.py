@@ -8,7 +8,7 @@ from scan_cases import relative_rms
 from streamed_cases import INNER, SMALL, VARIANTS, small_caduceus
 from torch import Tensor
 
-from encoders.caduceus import streamed_back, streamed_training
+from encoders.caduceus import streamed, streamed_back, streamed_training
 from encoders.caduceus.streamed_training import can_train_streamed
 from encoders.selective_scan import library
 
@@ -41,6 +41,7 @@ def gradients(encoder: Any, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.fixture(autouse=True)
 def _short_tiles(monkeypatch) -> None:
     monkeypatch.setattr(streamed_training, "TILE_NUMBERS", 32 * INNER)
+    monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", 32 * INNER)
 
 
 @pytest.fixture
@@ -95,6 +96,7 @@ def test_tiles_change_little(monkeypatch) -> None:
     _, wanted = gradients(encoder, ids)
     for positions in (16, 48, 1000):
         monkeypatch.setattr(streamed_training, "TILE_NUMBERS", positions * INNER)
+        monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", positions * INNER)
         _, found = gradients(encoder, ids)
         assert max(relative_rms(found[name], values) for name, values in wanted.items()) < 1e-5
 
