@@ -1,5 +1,6 @@
 """Timing things side by side: in turn, so that a machine that slows down slows them all."""
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -8,6 +9,23 @@ from typing import TypeVar
 Key = TypeVar("Key", bound=Hashable)
 Timed = Callable[[], float]
 """Does its work once and returns the seconds that count."""
+
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_memory() -> bool:
+    """Have what is freed stay with the process, where its C library can: tell whether it can.
+
+    On a virtual machine that hands idle memory back to its host, large tensors cost several
+    milliseconds a MB when touched for the first time: more than the work that is to be timed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def timed(work: Callable[[], object]) -> Timed:
