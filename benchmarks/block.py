@@ -27,7 +27,7 @@ from encoders import load_encoder
 from encoders.base import DnaEncoder
 from encoders.caduceus.layers import BiMamba
 from encoders.caduceus.stream_layers import Reader
-from encoders.caduceus.streamed import TILE_NUMBERS
+from encoders.caduceus.streamed import TILE_NUMBERS, tile_of
 from encoders.mamba import Mamba
 from encoders.selective_scan.tiles import scan_tile
 
@@ -187,7 +187,7 @@ def bare_runs(networks: Networks, length: int) -> dict[str, Timed]:
     assert mixer.mamba_rev is not None
     first, last = mixer.mamba_fwd, mixer.mamba_rev
     inner = first.out_proj.in_features
-    tile = min(length, TILE_NUMBERS // inner)
+    tile = tile_of(inner, length, TILE_NUMBERS)
     generator = torch.Generator().manual_seed(length)
     taken = [first.in_proj, first.x_proj, last.x_proj, first.out_proj]
     products = []

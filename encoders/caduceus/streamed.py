@@ -35,10 +35,11 @@ from encoders.caduceus.workers import StoppedError, alone, run_all, run_both
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
-# Numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers stay
-# in the third-level cache; narrow networks take longer tiles, since each costs some forty calls.
+# Most numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers
+# are small beside a window's; narrow networks take longer tiles, since each costs some forty calls.
 TILE_NUMBERS = 2**19
-# The same in short windows that are run together: fewer, so that there is work for more threads.
+# In a window from which on it is cut into tiles, and in shorter windows that are run together:
+# fewer, so that there is work for more threads.
 TOGETHER_NUMBERS = 2**18
 # Windows from here on are read by two threads from both ends, so that half as many are in memory.
 LONG = 2**14
@@ -149,6 +150,23 @@ def pool_streamed(
     return pooled.clone()  # outside of inference mode: an ordinary tensor
 
 
+def tile_of(inner: int, length: int, most: int) -> int:
+    """Return the positions of a tile: equal parts, as many for each of two readers.
+
+    Parameters
+    ----------
+    inner : int
+        Width of the network.
+    length : int
+        Of the window, in bases.
+    most : int
+        Numbers of a tile; `TOGETHER_NUMBERS` are never cut.
+    """
+    if length * inner <= TOGETHER_NUMBERS:
+        return max(1, length)
+    return -(-length // (2 * -(-length * inner // (2 * most))))
+
+
 def windows_together(inner: int, length: int) -> int:
     """Return how many windows of so many bases are run as one, at a network's inner width."""
     return max(1, TOGETHER_NUMBERS // inner // max(1, length))
@@ -165,7 +183,7 @@ def _pool(
     layers, last_norm = prepare_layers(network, folds=folds)
     turned = folds and len(layers) % 2 == 1
     length = input_ids.shape[1]
-    tile = max(1, TILE_NUMBERS // layers[0].inner)
+    tile = tile_of(layers[0].inner, length, TILE_NUMBERS)
     rows = windows_together(layers[0].inner, length)
     jobs = []
     for first in range(0, len(input_ids), rows):

@@ -31,7 +31,7 @@ from encoders.caduceus.layers import (
     swap_halves,
 )
 from encoders.caduceus.stream_layers import Scratch, StreamLayer
-from encoders.caduceus.streamed import LONG, Stream, is_changed, windows_together
+from encoders.caduceus.streamed import LONG, Stream, is_changed, tile_of, windows_together
 from encoders.caduceus.streamed_back import Back, Sums
 from encoders.caduceus.workers import alone, run_all
 from encoders.large_pages import in_large_pages
@@ -216,13 +216,13 @@ def _pieces(streams: Tensor, layer: StreamLayer) -> list[slice]:
     return [slice(first, first + rows) for first in range(0, count, rows)]
 
 
-def _tile(layer: StreamLayer) -> int:
+def _tile(layer: StreamLayer, length: int) -> int:
     """Return the positions of a tile: whole numbers of kept states."""
-    return max(1, TILE_NUMBERS // layer.inner // KEPT_EVERY) * KEPT_EVERY
+    return -(-tile_of(layer.inner, length, TILE_NUMBERS) // KEPT_EVERY) * KEPT_EVERY
 
 
 def _forwards(streams: Tensor, out: Tensor, layer: StreamLayer, scratch: Scratch) -> None:
-    stop, tile = threading.Event(), _tile(layer)
+    stop, tile = threading.Event(), _tile(layer, streams.shape[1])
 
     @torch.no_grad()
     def run(piece: slice, helper: ThreadPoolExecutor | None) -> None:
@@ -240,7 +240,7 @@ def _backwards(
     """Return the gradients of the streams, and of the parameters as they lie in the modules."""
     layer = weights.layer
     found = in_large_pages(torch.empty_like(grad))
-    stop, tile = threading.Event(), _tile(layer)
+    stop, tile = threading.Event(), _tile(layer, streams.shape[1])
     pieces = _pieces(streams, layer)
     lanes = [pieces[first::LANES] for first in range(min(LANES, len(pieces)))]
 

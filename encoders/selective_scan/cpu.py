@@ -1,7 +1,8 @@
 """The scan and the short convolution on CPUs: autograd around the compiled kernels.
 
 Work is split over batch rows and groups of channels, and the pieces run side by side in threads.
-Groups that are summed over have a fixed size: results do not depend on how many threads there are.
+Groups that are summed over have a fixed size: what the kernels find does not depend on how many
+threads there are.
 """
 
 import os
@@ -19,9 +20,9 @@ from encoders.selective_scan.convolution_gradients import differentiate_convolut
 from encoders.selective_scan.library import SequenceView, address
 
 GROUP = 256
-# Positions that the scan goes back over at once, whole numbers of kept states: what is found of the
-# time steps there stays in cache for their projection.
-SPAN = 1024
+# Numbers of one sequence that the scan goes back over at once, 1,024 positions at the published
+# width: what is found of the time steps there stays in cache for their projection.
+SPAN_NUMBERS = 2**19
 _NEW = torch.library.custom_op
 
 
@@ -238,11 +239,15 @@ def scan_backward(
     grad_u, grad_low, grad_b, grad_c = (_new(*values.shape) for values in (u, low, B, C))
     grad_weight, grad_a = _zeros(low.shape[2], channels), _zeros(A.shape[1], channels)
     grad_bias, grad_skip = _zeros(channels), _zeros(channels)
-    steps = grad_low if weight is None else _new(rows, min(SPAN, length), channels)
+    steps, span = grad_low, max(1, length)
+    if weight is not None:
+        parts = max(1, SPAN_NUMBERS // max(1, channels) // library.KEPT_EVERY)
+        span = parts * library.KEPT_EVERY
+        steps = _new(rows, min(span, length), channels)
     carry = _zeros(rows, A.shape[1], channels)
     held = (u, low, weight, bias, A, B, C, D, kept)
-    for begin in reversed(range(0, length, SPAN)):
-        end = min(begin + SPAN, length)
+    for begin in reversed(range(0, length, span)):
+        end = min(begin + span, length)
         where = slice(length - end, length - begin) if reverse else slice(begin, end)
         step = steps[:, where] if weight is None else steps[:, : end - begin]
         forward = scan_arguments(
@@ -257,14 +262,20 @@ def scan_backward(
         if bias is not None:
             grad_bias += step.sum(dim=(0, 1))
         if weight is not None:
-            grad_low[:, where] = step @ weight
-            # The narrow side is the one that products turn round.
-            grad_weight.addmm_(low[:, where].flatten(0, 1).T, step.flatten(0, 1))
+            with torch.autocast("cpu", enabled=False):  # whatever the caller has on
+                grad_low[:, where] = step @ weight
+                # The narrow side is the one that products turn round.
+                grad_weight.addmm_(low[:, where].flatten(0, 1).T, step.flatten(0, 1))
+    # An operator's outputs share no memory, with each other or with what it was given.
     return (
-        grad_u, grad_low, _new(0) if weight is None else grad_weight.T.contiguous(),
-        _new(0) if bias is None else grad_bias, grad_a.T.contiguous(), grad_b, grad_c,
+        grad_u, grad_low, _new(0) if weight is None else _turned(grad_weight),
+        _new(0) if bias is None else grad_bias, _turned(grad_a), grad_b, grad_c,
         _new(0) if D is None else grad_skip,
     )  # fmt: skip
+
+
+def _turned(values: Tensor) -> Tensor:
+    return values.T.clone(memory_format=torch.contiguous_format)
 
 
 class _Found(NamedTuple):

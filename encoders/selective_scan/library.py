@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +142,14 @@ def address(values: Tensor | None) -> int | None:
     return None if values is None else values.data_ptr()
 
 
+def _close(library: ctypes.CDLL) -> None:
+    """Let go of a library: an open one is found again by its path, whatever lies there by then."""
+    if sys.platform != "win32":
+        import _ctypes
+
+        _ctypes.dlclose(library._handle)
+
+
 def _load() -> ctypes.CDLL | None:
     """Load the kernels; None where they were not built, or do not fit this version."""
     for path in sorted(FOLDER.glob("_native*")):
@@ -148,11 +157,12 @@ def _load() -> ctypes.CDLL | None:
             continue
         try:
             library = ctypes.CDLL(str(path))
-            fits = library.genebold_interface_version() == INTERFACE_VERSION
-        except (OSError, AttributeError):
+        except OSError:
             continue
-        if fits:
+        version = getattr(library, "genebold_interface_version", None)
+        if version is not None and version() == INTERFACE_VERSION:
             return library
+        _close(library)
     return None
 
 

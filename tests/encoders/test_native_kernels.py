@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -108,9 +109,21 @@ def test_exact_in_spans(length: int, reverse: bool, rank: int, monkeypatch) -> N
     """However often the backward pass hands on to the positions that were read before."""
     from encoders.selective_scan import cpu
 
-    monkeypatch.setattr(cpu, "SPAN", 32)
+    monkeypatch.setattr(cpu, "SPAN_NUMBERS", 32 * 300)
     _, gradients = compare(draw(2, length, 300, 3, rank, seed=length), reverse=reverse)
     assert max(gradients.values()) <= 5e-6, gradients
+
+
+def test_autocast_around_the_way_back_rounds_nothing() -> None:
+    arguments = [t.float().requires_grad_() for t in draw(1, 40, 16, 4, 3, seed=2)]
+
+    def gradients(*, enabled: bool) -> list[torch.Tensor]:
+        y = run(arguments, "cpu")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return list(torch.autograd.grad(y, arguments, torch.ones_like(y)))
+
+    pairs = zip(gradients(enabled=True), gradients(enabled=False), strict=True)
+    assert all(torch.equal(found, wanted) for found, wanted in pairs)
 
 
 @pytest.mark.slow
@@ -214,6 +227,11 @@ def test_operators_are_well_formed() -> None:
     u, delta, decay, b, c, d, weight, bias = single
     given_to_scan = (u, delta, weight, bias, decay, b, c, d, True, False, True)
     torch.library.opcheck(cpu.scan, given_to_scan, rtol=1e-4, atol=1e-4)
+    # Time steps of full rank, and neither bias nor skip connection.
+    full_rank = draw(1, 35, 5, 4, 0, seed=6)[:5]
+    u, delta, decay, b, c = [t.float().requires_grad_() for t in full_rank]
+    bare = (u, delta, None, None, decay, b, c, None, False, True, True)
+    torch.library.opcheck(cpu.scan, bare, rtol=1e-4, atol=1e-4)
     convolved = (u, torch.randn(5, 4, requires_grad=True), bias, True)
     torch.library.opcheck(cpu.convolve, convolved, rtol=1e-4, atol=1e-4)
 
@@ -254,6 +272,22 @@ def test_a_failing_compiler_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such instruction"):
         library.build(compilers=[str(broken)])
     assert sorted(library.FOLDER.glob("_native*")) == before
+
+
+def test_an_outdated_library_is_let_go_of(tmp_path: Path, monkeypatch) -> None:
+    """Or the one that is built in its place would not be found before a new process."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no compiler")
+    built = next(p for p in library.FOLDER.glob("_native*") if p.suffix in library.SUFFIXES)
+    source, target = tmp_path / "old.cpp", tmp_path / f"_native{built.suffix}"
+    source.write_text('extern "C" int genebold_interface_version(void) { return 1; }\n')
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source], check=True)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    assert library._load() is None
+    shutil.copy(built, tmp_path / "new")
+    (tmp_path / "new").replace(target)
+    assert library._load() is not None
 
 
 def test_one_set_of_compiler_flags_and_one_interface() -> None:
