@@ -237,7 +237,8 @@ def scan_backward(
             "run it with inputs that require gradients"
         )
     grad_u, grad_low, grad_b, grad_c = (_new(*values.shape) for values in (u, low, B, C))
-    grad_weight, grad_a = _zeros(low.shape[2], channels), _zeros(A.shape[1], channels)
+    rank = 0 if weight is None else weight.shape[1]
+    grad_weight, grad_a = _zeros(rank, channels), _zeros(A.shape[1], channels)
     grad_bias, grad_skip = _zeros(channels), _zeros(channels)
     steps, span = grad_low, max(1, length)
     if weight is not None:
