@@ -1,14 +1,6 @@
-"""The scan and the short convolution on CPUs: autograd around the compiled kernels.
+"""The scan and the short convolution on CPUs: autograd around the compiled kernels."""
 
-Work is split over batch rows and groups of channels, and the pieces run side by side in threads.
-Groups that are summed over have a fixed size: what the kernels find does not depend on how many
-threads there are.
-"""
-
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +10,8 @@ from encoders.large_pages import in_large_pages
 from encoders.selective_scan import library
 from encoders.selective_scan.convolution_gradients import differentiate_convolution
 from encoders.selective_scan.library import SequenceView, address
+from encoders.selective_scan.pieces import GROUP, run_pieces, wide_group
 
-GROUP = 256
 # Numbers of one sequence that the scan goes back over at once, 1,024 positions at the published
 # width: what is found of the time steps there stays in cache for their projection.
 SPAN_NUMBERS = 2**19
@@ -33,82 +25,6 @@ def _new(*shape: int) -> Tensor:
 
 def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device="cpu")
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="genebold-scan")
-
-
-# A forked child has the pool but none of its threads.
-os.register_at_fork(after_in_child=_threads.cache_clear)
-
-
-def _spread(
-    rows: int,
-    channels: int,
-    group: int,
-    job: Callable[[int, int, int], None],
-    held: Sequence[Tensor | None],
-) -> None:
-    """Call ``job(row, first channel, end)`` for every row and group of channels.
-
-    The kernels see addresses only: `held`, the tensors behind them, lives as long as any job,
-    whatever interrupts this function.
-    """
-    pieces = [
-        (row, first, min(first + group, channels))
-        for row in range(rows)
-        for first in range(0, channels, group)
-    ]
-    threads = min(torch.get_num_threads(), len(pieces))
-    if threads <= 1:
-        for piece in pieces:
-            job(*piece)
-        return
-    futures = [_threads(threads).submit(_do, job, piece, held) for piece in pieces]
-    try:
-        for future in futures:
-            future.result()
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _do(
-    job: Callable[[int, int, int], None],
-    piece: tuple[int, int, int],
-    held: Sequence[Tensor | None],
-) -> None:
-    job(*piece)
-
-
-def _run(
-    function: str,
-    whole: library.ScanForward | library.ScanBackward | library.Convolution,
-    shape: torch.Size,
-    held: Sequence[Tensor | None],
-    group: int = GROUP,
-) -> None:
-    """Call a kernel on every row and channel of [B, L, D]; it reads and writes `held`."""
-
-    def job(row: int, first: int, end: int) -> None:
-        part = type(whole).from_buffer_copy(whole)
-        where = part.forward if isinstance(part, library.ScanBackward) else part
-        where.row_begin, where.row_end = row, row + 1
-        where.channel_begin, where.channel_end = first, end
-        library.call(function, part)
-
-    _spread(shape[0], shape[2], group, job, held)
-
-
-def _wide_group(rows: int, channels: int) -> int:
-    """Return as many channels a piece as keep all threads at work: whole rows are read fastest.
-
-    For what sums nothing over channels, so that the number changes no result.
-    """
-    pieces = max(1, torch.get_num_threads() // max(1, rows))
-    return max(GROUP, -(-channels // (GROUP * pieces)) * GROUP)
 
 
 def rowwise(values: Tensor) -> Tensor:
@@ -189,7 +105,7 @@ def scan(
     whole.kept = SequenceView.of(kept if keep else None)
 
     held = (u, low, weight, bias, A, B, C, D, y, kept)
-    _run("scan_forward", whole, u.shape, held, _wide_group(u.shape[0], u.shape[2]))
+    run_pieces("scan_forward", whole, u.shape, held, wide_group(u.shape[0], u.shape[2]))
     return y, kept
 
 
@@ -315,7 +231,7 @@ def _go_back(
         carry=address(carry),
     )
     written = (grad_u, grad_step, b_c, a, skip, carry)
-    _run("scan_backward", whole, grad_y.shape, (grad_y, *read, *written))
+    run_pieces("scan_backward", whole, grad_y.shape, (grad_y, *read, *written))
     return _Found(b_c.sum(dim=0), a.sum(dim=0), skip.sum(dim=0))
 
 
@@ -368,7 +284,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> T
     y = _new(*x.shape)
     whole = convolution_arguments(x, weight, bias, reverse)
     whole.y = SequenceView.of(y)
-    _run("convolve", whole, x.shape, (x, weight, bias, y), _wide_group(x.shape[0], x.shape[2]))
+    run_pieces("convolve", whole, x.shape, (x, weight, bias, y), wide_group(x.shape[0], x.shape[2]))
     return y
 
 
@@ -390,7 +306,7 @@ def convolve_backward(
     whole.grad_y, whole.grad_x = SequenceView.of(grad_y), SequenceView.of(grad_x)
     whole.grad_weight, whole.grad_bias = address(grad_weight), address(grad_bias)
     held = (grad_y, x, weight, bias, grad_x, grad_weight, grad_bias)
-    _run("convolve_backward", whole, x.shape, held)
+    run_pieces("convolve_backward", whole, x.shape, held)
     return grad_x, grad_weight.sum(dim=0), grad_bias.sum(dim=0)
 
 

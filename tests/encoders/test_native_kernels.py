@@ -320,7 +320,7 @@ def test_without_a_skip_nothing_of_the_input_is_added() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_has_threads_of_its_own() -> None:
     from encoders.selective_scan import convolve_silu
-    from encoders.selective_scan.cpu import _spread
+    from encoders.selective_scan.pieces import _spread
 
     def work() -> None:
         done: list[object] = []
@@ -341,7 +341,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 
 
 def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None:
-    from encoders.selective_scan import cpu
+    from encoders.selective_scan import pieces
 
     started, released = threading.Event(), threading.Event()
     tensor = torch.ones(3)
@@ -360,11 +360,11 @@ def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cpu._spread(1, 2 * cpu.GROUP, cpu.GROUP, job, (tensor,))
+            pieces._spread(1, 2 * pieces.GROUP, pieces.GROUP, job, (tensor,))
         del tensor
         gc.collect()
         released.set()
-        cpu._threads(2).submit(lambda: None).result(10)
+        pieces._threads(2).submit(lambda: None).result(10)
     finally:
         torch.set_num_threads(before)
     for _ in range(100):
