@@ -178,8 +178,13 @@ EPOCHS = 24
 
 
 def train_in_child(out_dir: Path, ready: Connection, at_once: bool) -> None:
-    """Train as a process of its own does, and save what was learned; say when it has begun."""
+    """Train as a process of its own does, and save what was learned; say when it has begun.
+
+    A signal that comes when all is saved, while Python ends, must not look like one in training.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     stop, plain = StopRequest(), AlignModule.training_step
 
     def begun(self: AlignModule, *batch: object) -> torch.Tensor:
@@ -194,9 +199,9 @@ def train_in_child(out_dir: Path, ready: Connection, at_once: bool) -> None:
             if at_once:
                 ready.send_bytes(b"preparing")
             result = train(out_dir, stop, epochs=EPOCHS)
+            result.aligner.save(out_dir / "towers.safetensors")
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
-    result.aligner.save(out_dir / "towers.safetensors")
 
 
 def start_and_wait(out_dir: Path, at_once: bool) -> BaseProcess:
