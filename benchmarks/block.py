@@ -18,6 +18,7 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
+from floor import STRANDS, Bare, layer_of, layers_in
 from tables import at_least, heading, markdown, publish
 from timing import Timed, median_seconds, timed
 from torch import Tensor, nn
@@ -25,20 +26,13 @@ from yardstick import TwoStrandBlock
 
 from encoders import load_encoder
 from encoders.base import DnaEncoder
-from encoders.caduceus.layers import BiMamba
-from encoders.caduceus.stream_layers import Reader
-from encoders.caduceus.streamed import TILE_NUMBERS, tile_of
 from encoders.mamba import Mamba
-from encoders.selective_scan.tiles import scan_tile
 
 YARDSTICK = "yardstick"
 # What a block cannot do without, and nothing else: no judgement, a floor for this machine.
 PRODUCTS, SCANS, BOTH = "its products alone", "its scans alone", "both, and nothing else"
-STRANDS = 2
 # Asked for from this length on, in bases.
 FLOAT32_BOUND, BFLOAT16_BOUND, BOUND_FROM = 28, 1.5, 1024
-# The middle of the network: the first layer has no residual yet.
-LAYER = 1
 AGREES = 1e-4
 
 
@@ -132,17 +126,6 @@ class Networks:
         return found
 
 
-def layer_of(encoder: DnaEncoder) -> nn.Module:
-    """Return one layer out of a Caduceus encoder."""
-    layer: nn.Module = encoder.backbone.caduceus.backbone.layers[LAYER]
-    return layer
-
-
-def layers_in(encoder: DnaEncoder) -> int:
-    """Return how many layers it has."""
-    return len(encoder.backbone.caduceus.backbone.layers)
-
-
 def states(length: int, width: int) -> tuple[Tensor, Tensor]:
     """Draw hidden states and a residual [1, L, 2 D] such as a layer in the middle takes."""
     generator = torch.Generator().manual_seed(length)
@@ -177,45 +160,17 @@ def encoder_runs(networks: Networks, length: int) -> dict[str, Timed]:
 
 
 def bare_runs(networks: Networks, length: int) -> dict[str, Timed]:
-    """Return what no block of ours can do without, timed at a length in bases.
+    """Return what no block of ours can do without, timed at a length in bases; see `floor`."""
+    bare = Bare(networks.encoders["float32"], length)
+    tiles = STRANDS * (length // bare.tile)
 
-    Its matrix products by torch, and its scans by our kernels: both strands and directions, a tile
-    at a time into memory that is there already, and nothing else.
-    """
-    block = layer_of(networks.encoders["float32"])
-    mixer: BiMamba = block.mixer.submodule  # type: ignore[union-attr, assignment]
-    assert mixer.mamba_rev is not None
-    first, last = mixer.mamba_fwd, mixer.mamba_rev
-    inner = first.out_proj.in_features
-    tile = tile_of(inner, length, TILE_NUMBERS)
-    generator = torch.Generator().manual_seed(length)
-    taken = [first.in_proj, first.x_proj, last.x_proj, first.out_proj]
-    products = []
-    for linear in taken:
-        x = torch.randn(tile, linear.in_features, generator=generator)
-        products.append((x, linear.weight.detach().T, torch.empty(tile, linear.out_features)))
-    readers = [Reader(first.readings[0], reverse=False), Reader(last.readings[0], reverse=True)]
-    u, into = torch.randn(1, tile, inner, generator=generator), torch.empty(1, tile, inner)
-    parts = torch.randn(1, tile, readers[0].width, generator=generator)
-    state = readers[0].start(1)
-    times = STRANDS * (length // tile)
+    @torch.inference_mode()
+    def repeat(part: Callable[[], None]) -> None:
+        for _ in range(tiles):
+            part()
 
-    def multiply() -> None:
-        for _ in range(times):
-            for x, weight, out in products:
-                torch.mm(x, weight, out=out)
-
-    def scan() -> None:
-        for _ in range(times):
-            for reader in readers:
-                low, B, C = parts.split(reader.parts, dim=-1)
-                scan_tile(
-                    u, low, reader.A, B, C, reader.D, state, delta_weight=reader.steps_weight,
-                    delta_bias=reader.steps_bias, reverse=reader.reverse, into=into,
-                )  # fmt: skip
-
-    guarded = torch.inference_mode()
-    return {PRODUCTS: timed(guarded(multiply)), SCANS: timed(guarded(scan))}
+    parts = {PRODUCTS: bare.multiply, SCANS: bare.scan}
+    return {name: timed(partial(repeat, part)) for name, part in parts.items()}
 
 
 def check_agreement(networks: Networks, length: int = 96) -> dict[str, float]:

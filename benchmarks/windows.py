@@ -1,8 +1,9 @@
 """One window of 131,072 bases through the published Caduceus-PS: seconds and peak memory.
 
 Pooled features of one window by 1 and 2 threads, in float32 and bfloat16, and a training step on a
-shorter one with gradient checkpointing: each in a process of its own. The memory is how far the
-peak rises above the interpreter with torch loaded, network and input included.
+shorter one with gradient checkpointing and without: each in a process of its own. The memory is how
+far the peak rises above the interpreter with torch loaded, network and input included. In the same
+process, before and after, the products and scans alone are timed that none of it can do without.
 
     python benchmarks/windows.py                     # all, and the table in benchmarks/results
     python benchmarks/windows.py --length-bp 16384   # another window; nothing is written
@@ -29,11 +30,18 @@ WARM_UP_BP = 32
 LIMIT_S = 7200.0
 
 
+KINDS = {
+    "forward": "pooled features",
+    "step": "training step, checkpointed",
+    "plain step": "training step, nothing computed twice",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One measurement: what is run, and what is asked of it at the full lengths."""
 
-    what: str  # "forward" or "step"
+    what: str  # "forward", "step", or "plain step", without checkpointing
     dtype: str
     threads: int
     length_bp: int
@@ -43,15 +51,15 @@ class Case:
     @property
     def title(self) -> str:
         """What the table calls it."""
-        kind = "pooled features" if self.what == "forward" else "training step, checkpointed"
-        return f"{kind}, {self.length_bp:,} bases, {self.dtype}"
+        return f"{KINDS[self.what]}, {self.length_bp:,} bases, {self.dtype}"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds, and GB (10^9 bytes) above the interpreter with torch loaded."""
+    """Seconds, those of its floor, and GB (10^9 bytes) above the interpreter with torch loaded."""
 
     seconds: float
+    floor_s: float | None
     peak_gb: float
 
 
@@ -67,7 +75,7 @@ def cases(length_bp: int, step_bp: int) -> list[Case]:
             bound_s = bounds_s[what, dtype] if full and threads == 2 else None
             bound_gb = bounds_gb[what] if full and threads == 2 else None
             listed.append(Case(what, dtype, threads, length, bound_s, bound_gb))
-    return listed
+    return [*listed, Case("plain step", "float32", 2, step_bp)]
 
 
 def in_process(case: Case) -> Found | str:
@@ -94,12 +102,14 @@ def measure(case: Case) -> Found:
     """Run a case here, once, after a short window that does not count."""
     torch.set_num_threads(case.threads)
     before = peak_mib(reset=True)
+    from floor import floor_seconds
+
     from encoders import load_encoder
 
     encoder = load_encoder("caduceus_ps", dtype=case.dtype)
-    training = case.what == "step"
+    training = case.what != "forward"
     encoder.requires_grad_(training)
-    encoder.gradient_checkpointing(training)
+    encoder.gradient_checkpointing(case.what == "step")
 
     def run(length_bp: int) -> float:
         tokens = encoder.tokenize([window_of(length_bp)])
@@ -111,10 +121,19 @@ def measure(case: Case) -> Found:
                 encoder(*tokens)
         return time.perf_counter() - start
 
+    def floor() -> float | None:
+        if case.dtype != "float32" or case.what == "plain step":
+            return None
+        return floor_seconds(encoder, case.length_bp, training=training)
+
     run(WARM_UP_BP)
     encoder.zero_grad(set_to_none=True)
+    floors = [floor()]
     seconds = run(case.length_bp)
-    return Found(seconds, (peak_mib() - before) * 2**20 / 1e9)
+    peak_gb = (peak_mib() - before) * 2**20 / 1e9
+    floors.append(floor())
+    known = [floor_s for floor_s in floors if floor_s is not None]
+    return Found(seconds, sum(known) / len(known) if known else None, peak_gb)
 
 
 def window_of(length_bp: int) -> str:
@@ -153,7 +172,7 @@ def row(case: Case, found: Found | str, yardstick_s: float) -> list[str]:
     from tables import at_most
 
     if isinstance(found, str):
-        return [case.title, str(case.threads), found, "", ""]
+        return [case.title, str(case.threads), found, "", "", ""]
     seconds = f"{found.seconds:,.2f} s"
     if case.bound_s is not None:
         seconds = at_most(found.seconds, case.bound_s, "s")
@@ -162,7 +181,8 @@ def row(case: Case, found: Found | str, yardstick_s: float) -> list[str]:
         memory = at_most(found.peak_gb, case.bound_gb, "GB")
     forward = case.what == "forward" and case.threads == 1
     faster = f"about {yardstick_s / found.seconds:,.0f} times" if forward else ""
-    return [case.title, str(case.threads), seconds, memory, faster]
+    floor = "" if found.floor_s is None else f"{found.floor_s:,.2f} s"
+    return [case.title, str(case.threads), seconds, floor, memory, faster]
 
 
 def main() -> int:
@@ -192,10 +212,16 @@ def main() -> int:
         "short one; memory is",
         "the peak above the interpreter with torch loaded, in 10^9 bytes: network, input and, in "
         "training, all",
-        "gradients are in it. The step is forward and backward of the summed pooled features.",
+        "gradients are in it. The step is forward and backward of the summed pooled features. "
+        "The floor is what",
+        "its matrix products and scans take by themselves, with as many threads, in memory that is "
+        "in the cache:",
+        "the mean of just before and just after, in the same process.",
         *line.splitlines(),
     ]
-    header = ["what", "threads", "seconds", "peak memory", "over the extrapolated yardstick"]
+    header = [
+        "what", "threads", "seconds", "floor here", "peak memory", "over the extrapolated yardstick"
+    ]  # fmt: skip
     lines = heading("One window through Caduceus-PS", notes)
     write = not short and arguments.length_bp is None
     publish("windows", [*lines, *markdown(header, rows)], write=write)
