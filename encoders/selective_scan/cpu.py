@@ -1,6 +1,5 @@
 """The scan and the short convolution on CPUs: autograd around the compiled kernels."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -172,7 +171,10 @@ def scan_backward(
             reverse,
         )  # fmt: skip
         forward.kept = SequenceView.of(kept[:, begin // library.KEPT_EVERY :])
-        found = _go_back(forward, grad_y[:, where], grad_u[:, where], step, carry, held)
+        around = (grad_y[:, where], grad_u[:, where], step, carry)
+        whole, sums = scan_back_arguments(forward, *around, GROUP)
+        run_pieces("scan_backward", whole, around[0].shape, (*held, *around, *sums))
+        found = sums.total()
         grad_b[:, where], grad_c[:, where] = found.b_c.chunk(2, dim=-1)
         grad_a += found.a
         grad_skip += found.skip
@@ -195,44 +197,68 @@ def _turned(values: Tensor) -> Tensor:
     return values.T.clone(memory_format=torch.contiguous_format)
 
 
-class _Found(NamedTuple):
-    """What a span gives, summed over groups and rows: [B, T, 2 N], [N, D] and [D]."""
+class ScanSums(NamedTuple):
+    """What the kernel sums on its way back.
+
+    Parameters
+    ----------
+    b_c : Tensor [groups, B, T, 2 N]
+    a : Tensor [B, N, D]
+    skip : Tensor [B, D]
+    """
 
     b_c: Tensor
     a: Tensor
     skip: Tensor
 
+    def total(self) -> "ScanSums":
+        """Return [B, T, 2 N], [N, D] and [D]: over the groups, and over the rows."""
+        return ScanSums(*(values.sum(dim=0) for values in self))
 
-def _go_back(
+
+def scan_back_arguments(
     forward: library.ScanForward,
     grad_y: Tensor,
     grad_u: Tensor,
     grad_step: Tensor,
     carry: Tensor,
-    read: Sequence[Tensor | None],
-) -> _Found:
-    """Go back over positions [B, T, D]; `grad_u`, `grad_step` and `carry` are written.
+    group: int,
+) -> tuple[library.ScanBackward, ScanSums]:
+    """Describe the way back over positions [B, T, D] to the kernels.
 
-    `read` is what `forward` knows the addresses of.
+    Parameters
+    ----------
+    forward : ScanForward
+        With what it kept.
+    grad_y, grad_u, grad_step : Tensor [B, T, D]
+        Gradients of the outputs, which are read, and of the inputs and softplus' argument.
+    carry : Tensor [B, N, D]
+        Gradient of the state behind the positions; that of the one before them in the end.
+    group : int
+        Channels that B's and C's gradients are summed over at once.
+
+    Returns
+    -------
+    arguments : ScanBackward
+    sums : ScanSums
+        Memory that the kernel fills; it must be held until then.
     """
     rows, length, channels = grad_y.shape
-    b_c = _new(-(-channels // GROUP), rows, length, 2 * forward.states)
-    a, skip = _new(*carry.shape), _new(rows, channels)
-    whole = library.ScanBackward(
+    b_c = _new(-(-channels // group), rows, length, 2 * forward.states)
+    sums = ScanSums(b_c, _new(*carry.shape), _new(rows, channels))
+    arguments = library.ScanBackward(
         forward=forward,
         grad_y=SequenceView.of(grad_y),
         grad_u=SequenceView.of(grad_u),
         grad_low=SequenceView.of(grad_step),
-        grad_b_c=address(b_c),
-        group=GROUP,
+        grad_b_c=address(sums.b_c),
+        group=group,
         rows=rows,
-        grad_a=address(a),
-        grad_skip=address(skip),
+        grad_a=address(sums.a),
+        grad_skip=address(sums.skip),
         carry=address(carry),
     )
-    written = (grad_u, grad_step, b_c, a, skip, carry)
-    run_pieces("scan_backward", whole, grad_y.shape, (grad_y, *read, *written))
-    return _Found(b_c.sum(dim=0), a.sum(dim=0), skip.sum(dim=0))
+    return arguments, sums
 
 
 @scan_backward.register_fake

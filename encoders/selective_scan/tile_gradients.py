@@ -102,32 +102,19 @@ def scan_tile_back(
         Where the gradients of `u` and of softplus' argument go, by default new memory.
     """
     grad_y, u, delta, B, C = map(cpu.rowwise, (grad_y, u, delta, B, C))
-    rows, length, channels = u.shape
-    states = A.shape[1]
+    rows, _, channels = u.shape
     found_u = _new(*u.shape) if into is None else into
     found_step = _new(*u.shape) if into_step is None else into_step
-    found_b_c = _new(rows, length, 2 * states)
-    found_a, found_skip = _new(rows, states, channels), _new(rows, channels)
     forward = cpu.scan_arguments(u, delta, delta_weight, delta_bias, A, B, C, D, True, reverse)
     forward.row_end, forward.channel_end = rows, channels
     forward.kept = SequenceView.of(kept)
-    arguments = library.ScanBackward(
-        forward=forward,
-        grad_y=SequenceView.of(grad_y),
-        grad_u=SequenceView.of(found_u),
-        grad_low=SequenceView.of(found_step),
-        grad_b_c=address(found_b_c),
-        group=channels,
-        rows=rows,
-        grad_a=address(found_a),
-        grad_skip=address(found_skip),
-        carry=address(carry),
+    arguments, sums = cpu.scan_back_arguments(
+        forward, grad_y, found_u, found_step, carry, group=channels
     )
     library.call("scan_backward", arguments)
-    found_b, found_c = found_b_c.split(states, dim=-1)
-    return ScanGradients(
-        found_u, found_step, found_b, found_c, found_a.sum(dim=0).T, found_skip.sum(dim=0)
-    )
+    b_c, a, skip = sums.total()
+    found_b, found_c = b_c.chunk(2, dim=-1)
+    return ScanGradients(found_u, found_step, found_b, found_c, a.T, skip)
 
 
 def convolve_tile_back(

@@ -149,19 +149,15 @@ def test_reversed_is_flip_scan_flip_bit_for_bit() -> None:
     assert torch.equal(run(arguments, "cpu", reverse=True), run(flipped, "cpu").flip(1))
 
 
-def test_independent_of_neighbours_and_threads() -> None:
+def test_independent_of_neighbours_and_threads(threads) -> None:
     arguments = [None if t is None else t.float() for t in draw(3, 90, 150, 16, 3, seed=3)]
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            single = [t.clone().requires_grad_() for t in arguments]
-            y = run(single, "cpu")
-            y.square().sum().backward()
-            results.append([y.detach(), *[t.grad for t in single]])
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2):
+        threads(count)
+        single = [t.clone().requires_grad_() for t in arguments]
+        y = run(single, "cpu")
+        y.square().sum().backward()
+        results.append([y.detach(), *[t.grad for t in single]])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     for row in range(3):
         alone = [t[row : row + 1] if t.ndim == 3 else t for t in arguments]
@@ -318,7 +314,7 @@ def test_without_a_skip_nothing_of_the_input_is_added() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_threads_of_its_own(threads) -> None:
     from encoders.selective_scan import convolve_silu
     from encoders.selective_scan.pieces import _spread
 
@@ -327,20 +323,16 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         _spread(2, 130, 64, lambda *piece: done.append(piece), ())
         os._exit(0 if len(done) == 6 else 1)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        convolve_silu(torch.randn(2, 50, 130), torch.randn(130, 4), None)
-        child = multiprocessing.get_context("fork").Process(target=work)
-        child.start()
-    finally:
-        torch.set_num_threads(before)
+    threads(2)
+    convolve_silu(torch.randn(2, 50, 130), torch.randn(130, 4), None)
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
     child.join(timeout=60)  # where it waits for its parent's threads, it waits for ever
     child.kill()
     assert child.exitcode == 0
 
 
-def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None:
+def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done(threads) -> None:
     from encoders.selective_scan import pieces
 
     started, released = threading.Event(), threading.Event()
@@ -356,17 +348,13 @@ def test_an_interrupted_call_keeps_its_tensors_until_its_jobs_are_done() -> None
         released.wait(10)
         seen.append(alive() is not None)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            pieces._spread(1, 2 * pieces.GROUP, pieces.GROUP, job, (tensor,))
-        del tensor
-        gc.collect()
-        released.set()
-        pieces._threads(2).submit(lambda: None).result(10)
-    finally:
-        torch.set_num_threads(before)
+    threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        pieces._spread(1, 2 * pieces.GROUP, pieces.GROUP, job, (tensor,))
+    del tensor
+    gc.collect()
+    released.set()
+    pieces._threads(2).submit(lambda: None).result(10)
     for _ in range(100):
         if seen:
             break

@@ -287,16 +287,12 @@ def test_the_torch_backend_compiles() -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_threads_change_nothing() -> None:
+def test_threads_change_nothing(threads) -> None:
     single = [t.float() for t in make_inputs(2, 130, 600, 16)]
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(selective_scan(*single, backend="torch"))
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2):
+        threads(count)
+        results.append(selective_scan(*single, backend="torch"))
     assert torch.equal(*results)
 
 
