@@ -97,7 +97,6 @@ class Bare:
         """Run the scans, keep their states, and go back."""
         for reader in self._readers:
             read, steps = self._read(reader), reader.steps_weight
-            assert steps is not None
             keep_tile(
                 self._u, *read, self._state.zero_(), self._kept, into=self._into, add=False,
                 delta_weight=steps, delta_bias=reader.steps_bias, reverse=reader.reverse,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm, mixer_of
@@ -22,6 +21,10 @@ def embedding_of(network: CaduceusForMaskedLM) -> nn.Embedding:
     embedding = words if isinstance(words, nn.Embedding) else words.embedding
     assert isinstance(embedding, nn.Embedding)
     return embedding
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 @cache
@@ -66,45 +69,50 @@ def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
 
 
 class Product:
-    """A linear map; its weights are held in the type that this CPU multiplies fastest."""
+    """A linear map of values in float32 or more.
+
+    Weights of fewer bits are multiplied as such where this CPU has instructions for it, and then
+    round what they are multiplied with; elsewhere they are widened, and nothing is rounded.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        dtype = weight.dtype
-        exact = dtype in (torch.float32, torch.float64) or _multiplies(dtype)
-        self.inner = dtype if exact else torch.float32
+        self.inner = weight.dtype if _multiplies(weight.dtype) else _wide(weight.dtype)
         self.weight = weight.to(self.inner).contiguous()
-        self.bias = None if bias is None else bias.to(self.inner)
+        self.bias = None if bias is None else at_least_float32(bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.inner), self.weight, self.bias).to(x.dtype)
-
-    def into(self, out: Tensor, x: Tensor) -> Tensor:
+    def into(self, out: Tensor, x: Tensor, scratch: Scratch) -> Tensor:
         """Put the product of x [R, T, K] into dense memory [R, T, N], and return that."""
-        if not x.dtype == out.dtype == self.inner:
-            return out.copy_(self(x))
         rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        if self.bias is None:
+        if self.inner != x.dtype:
+            flat.copy_(self._rounded(rows, scratch))
+            if self.bias is not None:
+                flat += self.bias
+        elif self.bias is None:
             torch.mm(rows, self.weight.T, out=flat)
         else:
             torch.addmm(self.bias, rows, self.weight.T, out=flat)
         return out
 
-    def add_to(self, out: Tensor, x: Tensor) -> None:
+    def add_to(self, out: Tensor, x: Tensor, scratch: Scratch) -> None:
         """Add the product of x [R, T, K] to what lies in dense memory [R, T, N]."""
-        if not x.dtype == out.dtype == self.inner:
-            out += self(x)
-            return
         rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        torch.addmm(flat, rows, self.weight.T, out=flat)
+        if self.inner != x.dtype:
+            flat += self._rounded(rows, scratch)
+        else:
+            torch.addmm(flat, rows, self.weight.T, out=flat)
         if self.bias is not None:
-            out += self.bias
+            flat += self.bias
+
+    def _rounded(self, rows: Tensor, scratch: Scratch) -> Tensor:
+        narrow = scratch.take("rounded", rows.shape, self.inner).copy_(rows)
+        found = scratch.take("product", (len(rows), len(self.weight)), self.inner)
+        return torch.mm(narrow, self.weight.T, out=found)
 
 
 class InputNorm:
-    """The norm on the way into a layer, from a residual to the arithmetic's own type."""
+    """The norm on the way into a layer."""
 
-    def __init__(self, norm: RMSNorm | LayerNorm, dtype: torch.dtype, flipped: bool) -> None:
-        self.dtype = dtype
+    def __init__(self, norm: RMSNorm | LayerNorm, flipped: bool) -> None:
         self.eps = norm.eps
         bias = norm.bias if isinstance(norm, LayerNorm) else None
         self.centre = bias is not None
@@ -114,35 +122,28 @@ class InputNorm:
             self.bias = at_least_float32(_turned(bias, 0, flipped)).contiguous()
 
     def __call__(self, residual: Tensor, scratch: Scratch) -> Tensor:
-        x = at_least_float32(residual)
-        out = scratch.take("norm", x.shape, x.dtype)
-        normed = norm_tile(x, self.weight, self.bias, self.eps, centre=self.centre, out=out)
-        return normed.to(self.dtype)
+        out = scratch.take("norm", residual.shape, residual.dtype)
+        return norm_tile(residual, self.weight, self.bias, self.eps, centre=self.centre, out=out)
 
 
 class Reader:
     """One reading direction of a Mamba block."""
 
     def __init__(self, reading: Reading, *, reverse: bool) -> None:
-        dtype = reading.x_proj.weight.dtype
         self.reverse = reverse
         # Kernels take all of these as they lie densely.
-        self.taps = reading.conv1d.weight[:, 0].contiguous()
+        self.taps = at_least_float32(reading.conv1d.weight[:, 0]).contiguous()
         self.taps_bias = None
         if reading.conv1d.bias is not None:
-            self.taps_bias = reading.conv1d.bias.contiguous()
+            self.taps_bias = at_least_float32(reading.conv1d.bias).contiguous()
         self.projection = Product(reading.x_proj.weight)
         self.A = -torch.exp(at_least_float32(reading.A_log)).contiguous()
-        self.D = reading.D.contiguous()
+        self.D = at_least_float32(reading.D).contiguous()
         rank, self.states = reading.dt_proj.in_features, self.A.shape[1]
         self.parts = [rank, self.states, self.states]  # of what is projected: time steps, B, C
         self.width = sum(self.parts)
-        self.steps_weight: Tensor | None = reading.dt_proj.weight.contiguous()
-        self.steps_bias = reading.dt_proj.bias.contiguous()
-        self.steps: Product | None = None
-        if self.A.dtype != dtype:
-            # Upstream rounds the projected time steps; in full precision the scan projects them.
-            self.steps, self.steps_weight = Product(reading.dt_proj.weight), None
+        self.steps_weight = at_least_float32(reading.dt_proj.weight).contiguous()
+        self.steps_bias = at_least_float32(reading.dt_proj.bias).contiguous()
 
     def start(self, rows: int) -> Tensor:
         """Return the state before anything was read."""
@@ -157,9 +158,7 @@ class Reader:
         out = scratch.take("convolved", shape, u.dtype)
         x = convolve_tile(u, start, end, self.taps, self.taps_bias, reverse=self.reverse, out=out)
         out = scratch.take("projected", (*shape[:2], self.width), u.dtype)
-        low, B, C = self.projection.into(out, x).split(self.parts, dim=-1)
-        if self.steps is not None:
-            low = self.steps(low)
+        low, B, C = self.projection.into(out, x, scratch).split(self.parts, dim=-1)
         scan_tile(
             x, low, self.A, B, C, self.D, state,
             delta_weight=self.steps_weight, delta_bias=self.steps_bias, reverse=self.reverse,
@@ -187,7 +186,7 @@ class StreamLayer:
         biases: Sequence[Tensor | None] = (None, None)
         if mamba.in_proj.bias is not None:
             biases = mamba.in_proj.bias.split(inner)
-        self.norm = InputNorm(norm, first.dtype, flipped)
+        self.norm = InputNorm(norm, flipped)
         self.inner = inner
         self.both = Product(first, mamba.in_proj.bias)
         self.inputs = Product(first[:inner], biases[0])
@@ -216,5 +215,4 @@ def prepare_layers(
         assert isinstance(block, Block | RcBlock)
         flipped = folds and (count - 1 - index) % 2 == 1
         layers.append(StreamLayer(bare_norm(block.norm), mixer_of(block), flipped))
-    dtype = embedding_of(network).weight.dtype
-    return layers, InputNorm(bare_norm(backbone.norm_f), dtype, flipped=False)
+    return layers, InputNorm(bare_norm(backbone.norm_f), flipped=False)

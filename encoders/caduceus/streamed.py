@@ -32,7 +32,6 @@ from encoders.caduceus.stream_layers import (
     prepare_layers,
 )
 from encoders.caduceus.workers import StoppedError, alone, run_all, run_both
-from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
 # Most numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers
@@ -50,8 +49,8 @@ def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
 
     Not where gradients or autocast are on, something traces the network or listens to its layers,
     or layers were replaced; nor for the few options of which no weights were published: directions
-    that share no projections or are multiplied, or a residual rounded after every layer. Without
-    the native kernels it is the slower way, and taken for long windows only, for their memory.
+    that share no projections or are multiplied. Without the native kernels it is the slower way,
+    and taken for long windows only, for their memory.
 
     Parameters
     ----------
@@ -73,15 +72,11 @@ def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
 
 def streams(network: CaduceusForMaskedLM) -> bool:
     """Tell whether the architecture is one that `pool_streamed` knows."""
-    config = network.config
-    dtype = next(network.parameters()).dtype
-    added = all(
+    return all(
         block.added_once or block.mamba_rev is None
         for block in network.modules()
         if isinstance(block, BiMamba)
     )
-    whole = torch.promote_types(dtype, torch.float32) == dtype
-    return added and (whole or config.fused_add_norm)
 
 
 _OWN_KINDS = (nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, nn.ModuleDict)
@@ -125,9 +120,13 @@ def pool_streamed(
 ) -> Float[Tensor, "batch dim strand"]:
     """Weighted mean of the last hidden states of windows of equal length, for both strands.
 
-    For inference. Calls from several threads wait for one another: each uses all of torch's
-    threads. Memory is that of the longest streams in flight: 1,280 numbers a base and stream
-    at published size, two threads to a stream where windows are long.
+    For inference. Of weights in reduced precision, products alone may be taken in it
+    (`encoders.caduceus.stream_layers.Product`); all else is in float32, so that this is nearer than
+    the network itself to what the weights say.
+
+    Calls from several threads wait for one another: each uses all of torch's threads. Memory is
+    that of the longest streams in flight: 1,280 numbers a base and stream at published size, two
+    threads to a stream where windows are long.
 
     Parameters
     ----------
@@ -196,7 +195,6 @@ def _pool(
     table = embedding_of(network).weight
     table = table.flip(-1) if turned else table
     wide = torch.promote_types(table.dtype, torch.float32)
-    rounds = wide != table.dtype and not network.config.residual_in_fp32
 
     stop, scratch = threading.Event(), Scratch()
 
@@ -208,7 +206,7 @@ def _pool(
             torch.index_select(table, 0, tokens.flatten(), out=embedded.view(-1, table.shape[1]))
         else:
             embedded.copy_(F.embedding(tokens, table))
-        stream = Stream(embedded, table.dtype, stop, tile, scratch, rounds=rounds)
+        stream = Stream(embedded, stop, tile, scratch)
         for layer in layers:
             stream.run(layer, helper)
         return stream.pool(last_norm, share)
@@ -262,25 +260,13 @@ class _Claims:
 
 
 class Stream:
-    """One strand of a few windows of equal length, [R, L, D].
-
-    With `rounds` the residual is kept in `dtype`, but for its last summand: norms see the sum
-    before it is rounded, as in upstream's fused kernels.
-    """
+    """One strand of a few windows of equal length, [R, L, D], in float32 or float64."""
 
     def __init__(
-        self,
-        residual: Tensor,
-        dtype: torch.dtype,
-        stop: threading.Event,
-        tile: int,
-        scratch: Scratch,
-        *,
-        rounds: bool,
+        self, residual: Tensor, stop: threading.Event, tile: int, scratch: Scratch
     ) -> None:
         self.residual = residual
-        self.rounds = rounds
-        self.dtype = dtype
+        self.dtype = residual.dtype
         self.stop = stop
         self.length = residual.shape[1]
         self.tile = min(tile, self.length)
@@ -315,7 +301,7 @@ class Stream:
         scratch, inner = self.scratch, layer.inner
         normed = layer.norm(self.residual, scratch)
         room = scratch.take("both", (*normed.shape[:2], 2 * inner), self.dtype)
-        projected, gate = layer.both.into(room, normed).split(inner, dim=-1)
+        projected, gate = layer.both.into(room, normed, scratch).split(inner, dim=-1)
         for reader in reversed(layer.readers):
             last = reader is layer.readers[0]
             state = reader.start(len(self.residual))
@@ -323,12 +309,7 @@ class Stream:
                 projected, 0, self.length, state, self.mixed,
                 add=reader is not layer.readers[-1], gate=gate if last else None, scratch=scratch,
             )  # fmt: skip
-        self._add(layer, self.residual, self.mixed)
-
-    def _add(self, layer: StreamLayer, residual: Tensor, mixed: Tensor) -> None:
-        if self.rounds:
-            residual.copy_(residual.to(self.dtype))
-        layer.outputs.add_to(residual, mixed)
+        layer.outputs.add_to(self.residual, self.mixed, scratch)
 
     def _walk(self, layer: StreamLayer, reader: Reader, claims: _Claims) -> None:
         with torch.inference_mode(), claims.released_on_failure():
@@ -356,20 +337,21 @@ class Stream:
         residual, mixed = self.residual[:, where], self.mixed[:, where]
         normed = layer.norm(residual, scratch)
         if first:
-            layer.inputs.into(self.inner[:, where], normed)
+            layer.inputs.into(self.inner[:, where], normed, scratch)
         gate = None
         if last:
-            gate = layer.gate.into(scratch.take("gate", mixed.shape, self.dtype), normed)
+            room = scratch.take("gate", mixed.shape, self.dtype)
+            gate = layer.gate.into(room, normed, scratch)
         reader.read(self.inner, start, end, state, mixed, add=not first, gate=gate, scratch=scratch)
         if last:
-            self._add(layer, residual, mixed)
+            layer.outputs.add_to(residual, mixed, scratch)
 
     def pool(self, norm: InputNorm, weights: Tensor) -> Tensor:
         """Return the weighted sum over the positions, [R, D]."""
         total: Tensor | float = 0.0
         for start in range(0, self.length, self.tile):
             where = slice(start, start + self.tile)
-            normed = at_least_float32(norm(self.residual[:, where], self.scratch))
+            normed = norm(self.residual[:, where], self.scratch)
             total = total + torch.einsum("rld,rl->rd", normed, weights[:, where].to(normed.dtype))
         assert isinstance(total, Tensor)
         return total

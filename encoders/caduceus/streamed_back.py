@@ -125,12 +125,6 @@ class _Way:
     state: Tensor  # [R, N, I], of the states forwards, of their gradients backwards
     before_silu: Tensor  # [R, taps - 1, I]
 
-    @property
-    def steps(self) -> Tensor:
-        """The time steps' projection [I, rank], which the scan does in float32."""
-        assert self.reader.steps_weight is not None
-        return self.reader.steps_weight
-
     def clear(self) -> None:
         """Begin at the end of a sequence."""
         self.state.zero_()
@@ -275,13 +269,13 @@ class Back:
         where, reader = slice(start, end), way.reader
         if first:
             normed = self.layer.norm(self.x[:, where], self.scratch)
-            self.layer.inputs.into(self.u[:, where], normed)
+            self.layer.inputs.into(self.u[:, where], normed, self.scratch)
         u = self._convolve(way, start, end)
-        reader.projection.into(way.projected[:, where], u)
+        reader.projection.into(way.projected[:, where], u, self.scratch)
         low, B, C = self._projected(way, where)
         keep_tile(
             u, low, reader.A, B, C, reader.D, way.state, self._kept(way, tile),
-            delta_weight=way.steps, delta_bias=reader.steps_bias,
+            delta_weight=reader.steps_weight, delta_bias=reader.steps_bias,
             reverse=reader.reverse, into=self.mixed[:, where], add=not first,
         )  # fmt: skip
 
@@ -309,7 +303,7 @@ class Back:
     def _leave_gate(self, sums: Sums, where: slice, normed: Tensor) -> None:
         """Through the output projection and the gate, and through the gate's projection."""
         layer, grad, mixed = self.layer, self.grad[:, where], self.mixed[:, where]
-        gate = layer.gate.into(self._take("gate", *mixed.shape), normed)
+        gate = layer.gate.into(self._take("gate", *mixed.shape), normed, self.scratch)
         gated = self._take("gated", *mixed.shape)
         torch.mm(grad.flatten(0, 1), layer.outputs.weight, out=gated.view(-1, layer.inner))
         gate_tile_back(mixed, gate, gated)
@@ -328,14 +322,14 @@ class Back:
         found = scan_tile_back(
             self.mixed[:, where], u, low, reader.A, B, C, reader.D,
             way.state, self._kept(way, tile),
-            delta_weight=way.steps, delta_bias=reader.steps_bias, reverse=reader.reverse,
+            delta_weight=reader.steps_weight, delta_bias=reader.steps_bias, reverse=reader.reverse,
             into=self._take("gate", *u.shape), into_step=self._take("gated", *u.shape),
         )  # fmt: skip
         sums.add(f"A{number}", found.A)
         sums.add(f"D{number}", found.D)
         sums.multiply(f"steps{number}", found.step, low)
         sums.add_bias(f"steps_bias{number}", found.step)
-        grad = torch.cat([found.step @ way.steps, found.B, found.C], dim=-1)
+        grad = torch.cat([found.step @ reader.steps_weight, found.B, found.C], dim=-1)
         sums.multiply(f"projection{number}", grad, u)
         found.u.view(-1, found.u.shape[-1]).addmm_(grad.flatten(0, 1), reader.projection.weight)
         taps, taps_bias = convolve_tile_back(

@@ -227,7 +227,7 @@ def _forwards(streams: Tensor, out: Tensor, layer: StreamLayer, scratch: Scratch
     @torch.no_grad()
     def run(piece: slice, helper: ThreadPoolExecutor | None) -> None:
         out[piece].copy_(streams[piece])
-        Stream(out[piece], streams.dtype, stop, tile, scratch, rounds=False).run(layer, helper)
+        Stream(out[piece], stop, tile, scratch).run(layer, helper)
 
     two_way, long = len(layer.readers) == 2, streams.shape[1] >= LONG
     with alone() as threads:
