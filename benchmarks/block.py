@@ -162,7 +162,7 @@ def encoder_runs(networks: Networks, length: int) -> dict[str, Timed]:
 def bare_runs(networks: Networks, length: int) -> dict[str, Timed]:
     """Return what no block of ours can do without, timed at a length in bases; see `floor`."""
     bare = Bare(networks.encoders["float32"], length)
-    tiles = STRANDS * (length // bare.tile)
+    tiles = STRANDS * length // bare.bases
 
     @torch.inference_mode()
     def repeat(part: Callable[[], None]) -> None:

@@ -120,10 +120,11 @@ class Encoded:
         self.windows: dict[int, int] = defaultdict(int)
         plain = CaduceusEncoder.forward
 
-        def forward(encoder: Any, input_ids: Any, *rest: Any) -> Any:
+        def forward(encoder: Any, input_ids: Any, mask: Any, *rest: Any, **named: Any) -> Any:
             self.encoder = encoder
-            self.windows[input_ids.shape[1]] += len(input_ids)
-            return plain(encoder, input_ids, *rest)
+            for length in mask.sum(dim=1).tolist():
+                self.windows[length] += 1
+            return plain(encoder, input_ids, mask, *rest, **named)
 
         CaduceusEncoder.forward = forward  # type: ignore[method-assign]
 

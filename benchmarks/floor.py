@@ -2,10 +2,11 @@
 
 Its matrix products by torch and its scans by our kernels, on as many threads, a tile at a time in
 memory that is in the cache already; no norm, no convolution, no gate, and nothing that is read or
-written in between. A machine whose cores others use as well has another floor every minute, so it
-is measured beside what stands on it.
+written in between. Other products and kernels would have another floor, and so has every minute on
+a machine whose cores others use as well: it is measured beside what stands on it.
 """
 
+import math
 import threading
 import time
 
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import DnaEncoder
+from encoders.caduceus import streamed, streamed_training
 from encoders.caduceus.layers import BiMamba
 from encoders.caduceus.stream_layers import Reader
-from encoders.caduceus.streamed import TILE_NUMBERS, tile_of
+from encoders.caduceus.streamed import tile_of, windows_together
 from encoders.caduceus.workers import alone, run_all
 from encoders.selective_scan.library import KEPT_EVERY
 from encoders.selective_scan.tile_gradients import keep_tile, scan_tile_back
 from encoders.selective_scan.tiles import scan_tile
 
 STRANDS = 2
-# The middle of the network: the first layer has no residual yet.
+# The first layer has no residual yet.
 LAYER = 1
 
 
@@ -38,22 +40,32 @@ def layers_in(encoder: DnaEncoder) -> int:
 
 
 class Bare:
-    """A tile of one strand in one layer, in both directions and in float32.
+    """A tile of one strand in one layer, in both directions and in float32, as large as ours are.
 
     Parameters
     ----------
     encoder : DnaEncoder
         A Caduceus-PS.
     length_bp : int
-        Of a window; the tile is one of those that it is cut into.
+        Of a window; the tile is one of those that it is cut into, or several windows together.
+    training : bool
+        Whether it is cut as in training.
+
+    Attributes
+    ----------
+    bases : int
+        Of the tile.
     """
 
-    def __init__(self, encoder: DnaEncoder, length_bp: int) -> None:
+    def __init__(self, encoder: DnaEncoder, length_bp: int, *, training: bool = False) -> None:
         mixer: BiMamba = layer_of(encoder).mixer.submodule  # type: ignore[union-attr, assignment]
         first, last = mixer.mamba_fwd, mixer.mamba_rev
         assert last is not None
         inner = first.out_proj.in_features
-        self.tile = tile_of(inner, length_bp, TILE_NUMBERS)
+        rows = windows_together(inner, length_bp)
+        most = streamed_training.TILE_NUMBERS if training else streamed.TILE_NUMBERS
+        tile = tile_of(inner, length_bp, most)
+        self.bases = rows * tile
         generator = torch.Generator().manual_seed(length_bp)
 
         def draw(*shape: int) -> Tensor:
@@ -61,17 +73,17 @@ class Bare:
 
         self._linears = []
         for linear in (first.in_proj, first.x_proj, last.x_proj, first.out_proj):
-            x, y = draw(self.tile, linear.in_features), draw(self.tile, linear.out_features)
+            x, y = draw(self.bases, linear.in_features), draw(self.bases, linear.out_features)
             weight = linear.weight.detach()
             self._linears.append((x, weight, y, torch.empty_like(x), torch.empty_like(weight)))
         self._readers = [
             Reader(first.readings[0], reverse=False),
             Reader(last.readings[0], reverse=True),
         ]
-        self._u, self._into, self._step = draw(3, 1, self.tile, inner)
-        self._projected = draw(1, self.tile, self._readers[0].width)
-        self._state = self._readers[0].start(1)
-        self._kept = torch.empty(1, -(-self.tile // KEPT_EVERY), *self._state.shape[1:])
+        self._u, self._into, self._grad = draw(3, rows, tile, inner)
+        self._projected = draw(rows, tile, self._readers[0].width)
+        self._state = self._readers[0].start(rows)
+        self._kept = torch.empty(rows, -(-tile // KEPT_EVERY), *self._state.shape[1:])
 
     def multiply(self, *, again: bool = False) -> None:
         """Take the products; `again`, on the way back, the last one's result is not wanted."""
@@ -102,7 +114,7 @@ class Bare:
                 delta_weight=steps, delta_bias=reader.steps_bias, reverse=reader.reverse,
             )  # fmt: skip
             scan_tile_back(
-                self._step, self._u, *read, self._state.zero_(), self._kept, into=self._into,
+                self._grad, self._u, *read, self._state.zero_(), self._kept, into=self._into,
                 delta_weight=steps, delta_bias=reader.steps_bias, reverse=reader.reverse,
             )  # fmt: skip
 
@@ -141,8 +153,8 @@ def floor_seconds(
                 bare.multiply_back()
 
     with alone() as threads, torch.inference_mode():
-        parts = [Bare(encoder, length_bp) for _ in range(threads)]
-        tiles = -(-windows * STRANDS * length_bp // parts[0].tile)
+        parts = [Bare(encoder, length_bp, training=training) for _ in range(threads)]
+        tiles = windows * STRANDS * length_bp / parts[0].bases
         stop = threading.Event()
 
         def seconds(times: int) -> float:
@@ -152,5 +164,5 @@ def floor_seconds(
             return time.perf_counter() - start
 
         seconds(1)
-        times = -(-tiles // threads)
+        times = math.ceil(tiles / threads)
         return seconds(times) * tiles / (times * threads) * layers_in(encoder)

@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
+import psutil
 import torch
 from peak import peak_mib
 
@@ -26,6 +27,8 @@ SHORT_BP, SHORT_STEP_BP = 512, 256
 # The yardstick's block is timed at this length, where all it holds still fits into 2 GB.
 BLOCK_BP, SHORT_BLOCK_BP, BLOCK_ROUNDS = 4096, 256, 3
 LAYERS = 16
+# What the step without checkpointing takes, at its full length.
+PLAIN_STEP_GB = 16
 WARM_UP_BP = 32
 LIMIT_S = 7200.0
 
@@ -33,7 +36,7 @@ LIMIT_S = 7200.0
 KINDS = {
     "forward": "pooled features",
     "step": "training step, checkpointed",
-    "plain step": "training step, nothing computed twice",
+    "plain step": "training step, not checkpointed",
 }
 
 
@@ -80,6 +83,9 @@ def cases(length_bp: int, step_bp: int) -> list[Case]:
 
 def in_process(case: Case) -> Found | str:
     """Measure a case in a process of its own; where it fails, say how."""
+    wanted_gb = PLAIN_STEP_GB * case.length_bp / STEP_BP
+    if case.what == "plain step" and psutil.virtual_memory().available < 1e9 * wanted_gb:
+        return f"not run: {wanted_gb:.0f} GB are not free"
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(case.threads))
     try:
         ended = subprocess.run(

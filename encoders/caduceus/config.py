@@ -38,7 +38,8 @@ class CaduceusConfig:
     rms_norm, norm_epsilon
         RMSNorm or LayerNorm.
     residual_in_fp32 : bool
-        Keep the residual in float32; matters in reduced precision only.
+        Keep the residual in float32; matters in reduced precision only, and not where windows are
+        streamed (`encoders.caduceus.streamed`), which always do.
     tie_word_embeddings : bool
         Whether the language-model head is the embedding matrix (always so with `rcps`).
     ssm, initializer

@@ -72,7 +72,8 @@ class Product:
     """A linear map of values in float32 or more.
 
     Weights of fewer bits are multiplied as such where this CPU has instructions for it, and then
-    round what they are multiplied with; elsewhere they are widened, and nothing is rounded.
+    what they are multiplied with and what comes out are rounded; elsewhere they are widened, and
+    nothing is rounded.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -32,6 +31,7 @@ from encoders.caduceus.stream_layers import (
     prepare_layers,
 )
 from encoders.caduceus.workers import StoppedError, alone, run_all, run_both
+from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
 # Most numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers
@@ -47,6 +47,7 @@ LONG = 2**14
 def can_stream(network: CaduceusForMaskedLM, length: int) -> bool:
     """Tell whether `pool_streamed` gives here and now what running the network would give.
 
+    In reduced precision, that is, up to what the network rounds on its way and this does not.
     Not where gradients or autocast are on, something traces the network or listens to its layers,
     or layers were replaced; nor for the few options of which no weights were published: directions
     that share no projections or are multiplied. Without the native kernels it is the slower way,
@@ -192,20 +193,16 @@ def _pool(
         pair = (other.flip(1), ids.flip(1)) if turned else (ids, other)
         for strand, tokens in enumerate(pair):
             jobs.append((tokens, share.flip(1) if strand else share))
-    table = embedding_of(network).weight
+    table = at_least_float32(embedding_of(network).weight)
     table = table.flip(-1) if turned else table
-    wide = torch.promote_types(table.dtype, torch.float32)
 
     stop, scratch = threading.Event(), Scratch()
 
     @torch.inference_mode()
     def run(job: tuple[Tensor, Tensor], helper: ThreadPoolExecutor | None) -> Tensor:
         tokens, share = job
-        embedded = scratch.take("residual", (*tokens.shape, table.shape[1]), wide)
-        if table.dtype == wide:
-            torch.index_select(table, 0, tokens.flatten(), out=embedded.view(-1, table.shape[1]))
-        else:
-            embedded.copy_(F.embedding(tokens, table))
+        embedded = scratch.take("residual", (*tokens.shape, table.shape[1]), table.dtype)
+        torch.index_select(table, 0, tokens.flatten(), out=embedded.view(-1, table.shape[1]))
         stream = Stream(embedded, stop, tile, scratch)
         for layer in layers:
             stream.run(layer, helper)

@@ -208,6 +208,7 @@ def norm_tile(
     -------
     Tensor [B, T, D]
     """
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if not _is_native(x, x.dtype) or x.stride(-1) != 1:
         if centre:
             return F.layer_norm(x, weight.shape, weight, bias, eps)

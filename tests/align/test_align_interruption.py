@@ -178,13 +178,8 @@ EPOCHS = 24
 
 
 def train_in_child(out_dir: Path, ready: Connection, at_once: bool) -> None:
-    """Train as a process of its own does, and save what was learned; say when it has begun.
-
-    A signal that comes when all is saved, while Python ends, must not look like one in training.
-    """
+    """Train as a process of its own does, and save what was learned; say when it has begun."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     stop, plain = StopRequest(), AlignModule.training_step
 
     def begun(self: AlignModule, *batch: object) -> torch.Tensor:
@@ -200,6 +195,7 @@ def train_in_child(out_dir: Path, ready: Connection, at_once: bool) -> None:
                 ready.send_bytes(b"preparing")
             result = train(out_dir, stop, epochs=EPOCHS)
             result.aligner.save(out_dir / "towers.safetensors")
+            os._exit(0)  # at once: a signal while Python takes its leave is none in training
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
 

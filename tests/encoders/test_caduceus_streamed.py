@@ -12,8 +12,9 @@ from streamed_cases import INNER, VARIANTS, small_caduceus
 
 from encoders.base import pool_bases
 from encoders.caduceus import stream_layers, streamed, workers
-from encoders.caduceus.stream_layers import Reader
+from encoders.caduceus.stream_layers import Product, Reader, Scratch
 from encoders.caduceus.streamed import can_stream, pool_streamed, streams
+from encoders.mamba import LayerNorm, RMSNorm
 from encoders.selective_scan import library
 
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
@@ -92,14 +93,15 @@ def test_neighbours_in_a_batch_change_little() -> None:
     "variant", ["ps", "ps_unfused", "ps_layer_norm", "ph", "ps_one_way_biased"]
 )
 @pytest.mark.parametrize("tile", [16, 100])
+@pytest.mark.parametrize("in_fp32", [True, False])
 def test_in_reduced_precision_products_alone_are_rounded(
-    variant: str, dtype: str, rounds: bool, tile: int, monkeypatch
+    variant: str, dtype: str, rounds: bool, tile: int, in_fp32: bool, monkeypatch
 ) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", tile * INNER)
     monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", tile * INNER)
     monkeypatch.setattr(stream_layers, "_multiplies", lambda of: rounds and of == torch.bfloat16)
-    ids, weights = windows(2, 60)
-    encoder = small_caduceus(variant, dtype)
+    ids, weights = windows(5, 40)  # tiles of some windows, or some windows together
+    encoder = small_caduceus(variant, dtype, residual_in_fp32=in_fp32)
     exact = small_caduceus(variant, "float32")
     with torch.no_grad():  # the rounded weights, those that stay in float32 as they are
         for own, given in zip(
@@ -114,6 +116,36 @@ def test_in_reduced_precision_products_alone_are_rounded(
         assert LIMIT["float32"] < error < worst(plain(encoder, ids, weights), wanted)
     else:
         assert error < LIMIT["float32"]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_rounded_products_are_those_of_rounded_numbers(biased: bool, monkeypatch) -> None:
+    monkeypatch.setattr(stream_layers, "_multiplies", lambda of: of == torch.bfloat16)
+    generator = torch.Generator().manual_seed(1)
+    x, before = torch.randn(2, 9, 12, generator=generator), torch.randn(2, 9, 7)
+    weight = torch.randn(7, 12, generator=generator).bfloat16()
+    bias = torch.randn(7, generator=generator) if biased else None
+    product, scratch = Product(weight, bias), Scratch()
+    wanted = torch.nn.functional.linear(x.bfloat16(), weight).float()
+    wanted = wanted if bias is None else wanted + bias
+    assert torch.equal(product.into(torch.empty(2, 9, 7), x, scratch), wanted)
+    found = before.clone()
+    product.add_to(found, x, scratch)
+    torch.testing.assert_close(found, before + wanted)
+
+
+@pytest.mark.parametrize("variant", ["ps", "ps_layer_norm"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("norms", [torch.float32, torch.float64])
+def test_norms_may_be_of_another_type(variant, dtype, norms, monkeypatch) -> None:
+    monkeypatch.setattr(streamed, "TILE_NUMBERS", 16 * INNER)
+    encoder = small_caduceus(variant, dtype)
+    batch = windows_of(encoder, 1, 40)
+    wanted = pool_streamed(encoder.backbone, *batch)
+    for module in encoder.backbone.modules():
+        if isinstance(module, LayerNorm | RMSNorm):
+            module.to(norms)
+    assert worst(pool_streamed(encoder.backbone, *batch), wanted) < 1e-6
 
 
 @pytest.mark.parametrize("count", [1, 2])
