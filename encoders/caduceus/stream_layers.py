@@ -23,10 +23,6 @@ def embedding_of(network: CaduceusForMaskedLM) -> nn.Embedding:
     return embedding
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 @cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Tell whether this CPU has products in a reduced precision that are faster than float32's."""
@@ -77,14 +73,14 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.inner = weight.dtype if _multiplies(weight.dtype) else _wide(weight.dtype)
-        self.weight = weight.to(self.inner).contiguous()
+        taken = weight if _multiplies(weight.dtype) else at_least_float32(weight)
+        self.weight = taken.contiguous()
         self.bias = None if bias is None else at_least_float32(bias)
 
     def into(self, out: Tensor, x: Tensor, scratch: Scratch) -> Tensor:
         """Put the product of x [R, T, K] into dense memory [R, T, N], and return that."""
         rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        if self.inner != x.dtype:
+        if self.weight.dtype != x.dtype:
             flat.copy_(self._rounded(rows, scratch))
             if self.bias is not None:
                 flat += self.bias
@@ -97,7 +93,7 @@ class Product:
     def add_to(self, out: Tensor, x: Tensor, scratch: Scratch) -> None:
         """Add the product of x [R, T, K] to what lies in dense memory [R, T, N]."""
         rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        if self.inner != x.dtype:
+        if self.weight.dtype != x.dtype:
             flat += self._rounded(rows, scratch)
         else:
             torch.addmm(flat, rows, self.weight.T, out=flat)
@@ -105,8 +101,9 @@ class Product:
             flat += self.bias
 
     def _rounded(self, rows: Tensor, scratch: Scratch) -> Tensor:
-        narrow = scratch.take("rounded", rows.shape, self.inner).copy_(rows)
-        found = scratch.take("product", (len(rows), len(self.weight)), self.inner)
+        dtype = self.weight.dtype
+        narrow = scratch.take("rounded", rows.shape, dtype).copy_(rows)
+        found = scratch.take("product", (len(rows), len(self.weight)), dtype)
         return torch.mm(narrow, self.weight.T, out=found)
 
 
