@@ -8,6 +8,9 @@ steps where the definition takes T K, and each step works on T times the numbers
 ever multiplied (each is at most one), never divided by, so that nothing overflows however large the
 time steps.
 
+Equal inputs give equal results but for the last bit of a decay, which may depend on where in memory
+it lies: torch computes `exp2` of a tensor's last few numbers by other instructions than the rest.
+
 Memory is bounded: states of one block, a few rows and some channels are all that exists at a
 time, in the backward pass too, which keeps one state a block and recomputes the rest.
 """

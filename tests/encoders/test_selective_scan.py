@@ -19,6 +19,9 @@ from encoders.selective_scan import backend_for, chunked, list_backends, selecti
 from encoders.selective_scan.choice import BACKEND_VARIABLE, BACKENDS
 
 NAMES = ("u", "delta", "A", "B", "C", "D")
+# Torch computes exp2 and softplus of a tensor's last few numbers, which fill no vector, by other
+# instructions than the rest: the last bit of a decay depends on where it lies. Ours does not.
+TORCHS_OWN, LAST_BIT = ("torch", "reference"), 2e-7
 
 
 def make_inputs(batch=2, length=33, channels=5, states=4, *, largest_dt=24.0, seed=0):
@@ -260,7 +263,11 @@ def test_alone_or_among_neighbours(backend: str) -> None:
     together = run(single, backend)
     for row in range(3):
         alone = [t[row : row + 1] if t is not None and t.ndim == 3 else t for t in single]
-        assert torch.equal(run(alone, backend)[0], together[row])
+        found = run(alone, backend)[0]
+        if backend in TORCHS_OWN:
+            assert relative_rms(found, together[row]) <= LAST_BIT
+        else:
+            assert torch.equal(found, together[row])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -268,7 +275,11 @@ def test_reversed_is_flip_scan_flip(backend: str) -> None:
     device = place_for(backend)
     single = [None if t is None else t.float().to(device) for t in draw(2, 70, 20, 5, 3, seed=3)]
     flipped = [t.flip(1) if t is not None and t.ndim == 3 else t for t in single]
-    assert torch.equal(run(single, backend, reverse=True), run(flipped, backend).flip(1))
+    found, wanted = run(single, backend, reverse=True), run(flipped, backend).flip(1)
+    if backend in TORCHS_OWN:
+        assert relative_rms(found, wanted) <= LAST_BIT
+    else:
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.slow
