@@ -393,6 +393,26 @@ TARGET static void backward_tile(const Backward &w, const Channels &c, int64_t r
   }
 }
 
+// Has memory bring what the backward pass reads next: channels from `first` on of tile k or, past the
+// last channel, the first of the tile before. Their rows lie too far apart for a CPU to guess.
+INLINE void fetch_ahead(const ScanBackward &q, int64_t row, int64_t k, int64_t first) {
+  const ScanForward &s = q.forward;
+  if (first == s.channel_end) {
+    first = s.channel_begin;
+    k -= 1;
+  }
+  if (k < 0) return;
+  const int64_t left = s.length - k * KEPT_EVERY;
+  const int64_t length = left < KEPT_EVERY ? left : KEPT_EVERY;
+  const int64_t start = s.reverse ? left - length : k * KEPT_EVERY;
+  for (int64_t n = 0; n < s.states; n++)
+    __builtin_prefetch(at(s.kept, row, k) + n * s.channels + first);
+  for (int64_t t = start; t < start + length; t++) {
+    __builtin_prefetch(at(s.u, row, t) + first);
+    __builtin_prefetch(at(q.grad_y, row, t) + first);
+  }
+}
+
 TARGET static int scan_backward(const ScanBackward &q) {
   const ScanForward &s = q.forward;
   const int64_t blocks = (s.channel_end - s.channel_begin + LANES - 1) / LANES;
@@ -433,13 +453,16 @@ TARGET static int scan_backward(const ScanBackward &q) {
         const Channels c = channels_at(s, first, grad_a + small, a);
         const float *kept = at(s.kept, row, k);
         Vec skip = {};
+        fetch_ahead(q, row, k, block + 1 < blocks ? first + LANES : s.channel_end);
         backward_tile(w, c, row, start, length, kept, carry, grad_a, &skip);
         float *to = q.grad_skip + row * s.channels + first;
         store_some(to, load_some(to, c.count) + skip, c.count);
       }
       float *sums = q.grad_b_c + ((s.channel_begin / q.group * q.rows + row) * s.length + start) *
                                      2 * s.states;
-      for (int64_t i = 0; i < length * 2 * s.states; i++) sums[i] = sum_of(load(w.b_c + i * LANES));
+      int64_t i = 0, count = length * 2 * s.states;
+      for (; i + LANES <= count; i += LANES) store(sums + i, sums_of(w.b_c + i * LANES));
+      for (; i < count; i++) sums[i] = sum_of(load(w.b_c + i * LANES));
     }
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t first = s.channel_begin + block * LANES, left = s.channel_end - first;

@@ -46,10 +46,29 @@ INLINE Vec magnitude(Vec value) { return (Vec)((IntVec)value & 0x7fffffff); }
 // W is their number; their order changes no bit.
 #define EACH _Pragma("GCC unroll 16") for (int i = 0; i < W; i++)
 
-// Adding it leaves the nearest whole number in a float's last bits, 1.5 * 2^23.
-#define MAGIC 12582912.0f
-
-// 2^(whole + f) for f in [-1/2, 1/2], relative error 1.5e-7; `shifted` is MAGIC + whole.
+// 2^(whole + f), relative error 1.5e-7, where `shifted` is MAGIC + whole: adding MAGIC leaves the
+// nearest multiple of 2 HALF_STEP in a float's last bits.
+#ifdef LOOK_UP  // of a float among 16 in a register: a shorter polynomial is enough
+#define MAGIC 786432.0f  // 1.5 * 2^19
+#define HALF_STEP 0.03125f
+// 2^(i / 16), less what i adds to the exponent when it is shifted there.
+static const int32_t POWERS[16] = {
+    0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
+    0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+template <int W>
+INLINE void exp2_from(const Vec (&shifted)[W], const Vec (&f)[W], Vec (&to)[W]) {
+  const Vec powers = load((const float *)POWERS);
+  Vec power[W], p[W];
+  EACH power[i] = (Vec)LOOK_UP((__m512i)shifted[i], powers);  // by the last four bits
+  EACH power[i] = (Vec)((IntVec)power[i] + ((IntVec)shifted[i] << 19));
+  // Taylor's coefficients: near zero the error must vanish faster than f, or long memories suffer.
+  EACH p[i] = f[i] * all(0.05550410866f) + all(0.2402265070f);
+  EACH p[i] = (p[i] * f[i] + all(0.6931471806f)) * f[i];
+  EACH to[i] = power[i] + power[i] * p[i];
+}
+#else
+#define MAGIC 12582912.0f  // 1.5 * 2^23
+#define HALF_STEP 0.5f
 template <int W>
 INLINE void exp2_from(const Vec (&shifted)[W], const Vec (&f)[W], Vec (&to)[W]) {
   Vec p[W];
@@ -61,6 +80,7 @@ INLINE void exp2_from(const Vec (&shifted)[W], const Vec (&f)[W], Vec (&to)[W]) 
   EACH p[i] = p[i] * f[i] + all(1.0f);
   EACH to[i] = (Vec)((IntVec)p[i] + ((IntVec)shifted[i] << 23));
 }
+#endif
 
 // 2^x; below 2^-126 it stays there. x must not pass 127.
 template <int W>
@@ -79,7 +99,7 @@ INLINE Vec exp2_of_product(Vec a, Vec x) {
   Vec shifted[1] = {a * x + all(MAGIC)};
   if (BOUND) shifted[0] = at_least(shifted[0], all(MAGIC + LOWEST_POWER));
   Vec f[1] = {a * x - (shifted[0] - all(MAGIC))};
-  if (BOUND) f[0] = at_least(f[0], all(-0.5f));
+  if (BOUND) f[0] = at_least(f[0], all(-HALF_STEP));
   exp2_from(shifted, f, f);
   return f[0];
 }
@@ -136,3 +156,44 @@ INLINE float sum_of(Vec value) {
     for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   return lanes[0];
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+// Each lane plus the one WIDTH away, of two vectors: a's where a lane's number lacks WIDTH, else b's.
+template <int WIDTH>
+INLINE Vec merge(Vec a, Vec b) {
+  IntVec here, there;
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) {
+    here[i] = i & WIDTH ? LANES + (i ^ WIDTH) : i;
+    there[i] = i & WIDTH ? LANES + i : i ^ WIDTH;
+  }
+  return __builtin_shuffle(a, b, here) + __builtin_shuffle(a, b, there);
+}
+template <int WIDTH>
+INLINE void merge_all(Vec (&v)[LANES]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < WIDTH; i++) v[i] = merge<WIDTH>(v[i], v[i + WIDTH]);
+}
+
+// `sum_of` LANES vectors at once, to the same bits.
+INLINE Vec sums_of(const float *from) {
+  Vec v[LANES];
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) v[i] = load(from + i * LANES);
+#if LANES == 16
+  merge_all<8>(v);
+#endif
+#if LANES >= 8
+  merge_all<4>(v);
+#endif
+  merge_all<2>(v);
+  merge_all<1>(v);
+  return v[0];
+}
+#else
+INLINE Vec sums_of(const float *from) {
+  Vec sums;
+  for (int i = 0; i < LANES; i++) sums[i] = sum_of(load(from + i * LANES));
+  return sums;
+}
+#endif

@@ -13,6 +13,7 @@
 namespace avx512 {
 #define MAXIMUM _mm512_max_ps
 #define MINIMUM _mm512_min_ps
+#define LOOK_UP _mm512_permutexvar_ps
 #define LANES 16
 #define MOST_STATES 16
 #define MOST_STATES_BACKWARD 8
@@ -23,6 +24,9 @@ namespace avx512 {
 #undef MAXIMUM
 #undef MINIMUM
 #undef LANES
+#undef LOOK_UP
+#undef MAGIC
+#undef HALF_STEP
 #undef MOST_STATES
 #undef MOST_STATES_BACKWARD
 #undef TARGET
@@ -40,6 +44,8 @@ namespace avx2 {
 #undef MAXIMUM
 #undef MINIMUM
 #undef LANES
+#undef MAGIC
+#undef HALF_STEP
 #undef MOST_STATES
 #undef MOST_STATES_BACKWARD
 #undef TARGET
