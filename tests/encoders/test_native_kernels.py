@@ -99,9 +99,8 @@ def test_exact_to_float64(level: str, length: int, reverse: bool, rank: int) -> 
 def test_any_shape(batch, length, channels, states, rank, reverse) -> None:
     output, gradients = compare(draw(batch, length, channels, states, rank, 5), reverse=reverse)
     if channels < 8:  # a few sums over all positions, which may cancel: 4e-5 was seen of one
-        del gradients["D"]
-        gradients.pop("bias", None)
-        gradients.pop("weight", None)
+        sums = [gradients.pop(name, 0.0) for name in ("D", "weight", "bias")]
+        assert max(sums) <= 1e-3, sums
     assert output <= 1e-6
     assert max(gradients.values()) <= 1e-5, gradients
 
