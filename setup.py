@@ -69,7 +69,10 @@ setup(
         Extension(
             "encoders.selective_scan._native",
             sources=[str(KERNELS / "native.cpp")],
-            depends=[str(KERNELS / name) for name in ("lanes.h", "kernels.h", "arguments.h")],
+            depends=[
+                str(KERNELS / name)
+                for name in ("lanes.h", "kernels.h", "products.h", "arguments.h")
+            ],
             extra_compile_args=COMPILE_ARGS,
             language="c++",
         )

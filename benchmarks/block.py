@@ -267,8 +267,8 @@ def main() -> int:
         "layers. The last",
         "column is the RMS distance from the yardstick's output over that output's RMS. The last "
         "rows are what",
-        "a float32 block cannot do without: its matrix products by torch, and its scans by our "
-        "kernels, nothing",
+        "a float32 block cannot do without: its products and its scans by the same kernels, "
+        "nothing",
         "read from or written to memory that is not in the cache. Their sum is the floor here.",
     ]
     lines = heading("One Caduceus-PS block", notes)

@@ -1,9 +1,10 @@
 """What Caduceus-PS cannot do without on this machine: a floor under the seconds it takes.
 
-Its matrix products by torch and its scans by our kernels, on as many threads, a tile at a time in
-memory that is in the cache already; no norm, no convolution, no gate, and nothing that is read or
-written in between. Other products and kernels would have another floor, and so has every minute on
-a machine whose cores others use as well: it is measured beside what stands on it.
+Its matrix products and its scans by the kernels it takes itself (torch's products for the gradients
+of weights), on as many threads, a tile at a time in memory that is in the cache already; no norm,
+no convolution, no gate, and nothing that is read or written in between. Other kernels would have
+another floor, and so has every minute on a machine whose cores others use as well: it is measured
+beside what stands on it.
 """
 
 import math
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from encoders.base import DnaEncoder
 from encoders.caduceus import streamed, streamed_training
 from encoders.caduceus.layers import BiMamba
+from encoders.caduceus.products import Product
+from encoders.caduceus.scratch import Scratch
 from encoders.caduceus.stream_layers import Reader
 from encoders.caduceus.streamed import tile_of, windows_together
 from encoders.caduceus.workers import alone, run_all
@@ -73,9 +76,11 @@ class Bare:
 
         self._linears = []
         for linear in (first.in_proj, first.x_proj, last.x_proj, first.out_proj):
-            x, y = draw(self.bases, linear.in_features), draw(self.bases, linear.out_features)
+            x, y = draw(1, self.bases, linear.in_features), draw(1, self.bases, linear.out_features)
             weight = linear.weight.detach()
-            self._linears.append((x, weight, y, torch.empty_like(x), torch.empty_like(weight)))
+            into = torch.empty_like(x), torch.empty_like(weight)
+            self._linears.append((x, Product(weight), y, *into))
+        self._scratch = Scratch()
         self._readers = [
             Reader(first.readings[0], reverse=False),
             Reader(last.readings[0], reverse=True),
@@ -87,14 +92,14 @@ class Bare:
 
     def multiply(self, *, again: bool = False) -> None:
         """Take the products; `again`, on the way back, the last one's result is not wanted."""
-        for x, weight, y, *_ in self._linears[:-1] if again else self._linears:
-            torch.mm(x, weight.T, out=y)
+        for x, product, y, *_ in self._linears[:-1] if again else self._linears:
+            product.into(y, x, self._scratch)
 
     def multiply_back(self) -> None:
         """Take the products for the gradients of inputs and weights."""
-        for x, weight, y, into_x, into_weight in self._linears:
-            torch.mm(y.T, x, out=into_weight)
-            torch.mm(y, weight, out=into_x)
+        for x, product, y, into_x, into_weight in self._linears:
+            torch.mm(y[0].T, x[0], out=into_weight)
+            product.back_into(into_x, y)
 
     def scan(self) -> None:
         """Run the scans."""

@@ -1,17 +1,17 @@
 """Caduceus' layers as `encoders.caduceus.streamed` runs them: weights folded, a tile at a time."""
 
-import math
-import threading
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from encoders.caduceus.layers import BiMamba, Block, RcBlock, bare_norm, mixer_of
 from encoders.caduceus.model import CaduceusForMaskedLM
-from encoders.large_pages import in_large_pages
+from encoders.caduceus.products import Product
+from encoders.caduceus.scratch import Scratch
+from encoders.caduceus.visits import can_visit, described
 from encoders.mamba import LayerNorm, Reading, RMSNorm, at_least_float32
+from encoders.selective_scan import library
 from encoders.selective_scan.tiles import convolve_tile, norm_tile, scan_tile
 
 
@@ -23,88 +23,8 @@ def embedding_of(network: CaduceusForMaskedLM) -> nn.Embedding:
     return embedding
 
 
-@cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Tell whether this CPU has products in a reduced precision that are faster than float32's."""
-    if dtype != torch.bfloat16:
-        return False
-    known: Callable[[], dict[str, object]] | None = getattr(torch.cpu, "get_capabilities", None)
-    found = known() if known is not None else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
-
-
-class Scratch(threading.local):
-    """Memory that each thread uses over and over: new memory is mapped, cleared, unmapped again.
-
-    Threads of one process wait for one another there, and longer than the sums take.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return uninitialised memory of the CPU, the same whenever a thread gives this name.
-
-        Parameters
-        ----------
-        name : str
-            Of a use; what it was taken for the last time is overwritten.
-        shape : sequence of int
-        dtype : torch.dtype
-        """
-        count = math.prod(shape)
-        held = self._held.get((name, dtype))
-        if held is None or held.numel() < count:
-            held = in_large_pages(torch.empty(count, dtype=dtype, device="cpu"))
-            self._held[name, dtype] = held
-        return held[:count].view(*shape)
-
-
 def _turned(weight: Tensor, axis: int, flipped: bool) -> Tensor:
     return weight.detach().flip(axis) if flipped else weight.detach()
-
-
-class Product:
-    """A linear map of values in float32 or more.
-
-    Weights of fewer bits are multiplied as such where this CPU has instructions for it, and then
-    what they are multiplied with and what comes out are rounded; elsewhere they are widened, and
-    nothing is rounded.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        taken = weight if _multiplies(weight.dtype) else at_least_float32(weight)
-        self.weight = taken.contiguous()
-        self.bias = None if bias is None else at_least_float32(bias)
-
-    def into(self, out: Tensor, x: Tensor, scratch: Scratch) -> Tensor:
-        """Put the product of x [R, T, K] into dense memory [R, T, N], and return that."""
-        rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        if self.weight.dtype != x.dtype:
-            flat.copy_(self._rounded(rows, scratch))
-            if self.bias is not None:
-                flat += self.bias
-        elif self.bias is None:
-            torch.mm(rows, self.weight.T, out=flat)
-        else:
-            torch.addmm(self.bias, rows, self.weight.T, out=flat)
-        return out
-
-    def add_to(self, out: Tensor, x: Tensor, scratch: Scratch) -> None:
-        """Add the product of x [R, T, K] to what lies in dense memory [R, T, N]."""
-        rows, flat = x.flatten(0, 1), out.view(-1, out.shape[-1])
-        if self.weight.dtype != x.dtype:
-            flat += self._rounded(rows, scratch)
-        else:
-            torch.addmm(flat, rows, self.weight.T, out=flat)
-        if self.bias is not None:
-            flat += self.bias
-
-    def _rounded(self, rows: Tensor, scratch: Scratch) -> Tensor:
-        dtype = self.weight.dtype
-        narrow = scratch.take("rounded", rows.shape, dtype).copy_(rows)
-        found = scratch.take("product", (len(rows), len(self.weight)), dtype)
-        return torch.mm(narrow, self.weight.T, out=found)
 
 
 class InputNorm:
@@ -142,6 +62,12 @@ class Reader:
         self.width = sum(self.parts)
         self.steps_weight = at_least_float32(reading.dt_proj.weight).contiguous()
         self.steps_bias = at_least_float32(reading.dt_proj.bias).contiguous()
+
+    @property
+    def values(self) -> tuple[Tensor | None, ...]:
+        """All that is not multiplied as a matrix."""
+        steps = (self.steps_weight, self.steps_bias)
+        return (self.taps, self.taps_bias, *steps, self.A, self.D)
 
     def start(self, rows: int) -> Tensor:
         """Return the state before anything was read."""
@@ -193,6 +119,15 @@ class StreamLayer:
         self.readers = [Reader(mamba.readings[0], reverse=flipped)]
         if mixer.mamba_rev is not None:
             self.readers.append(Reader(mixer.mamba_rev.readings[0], reverse=not flipped))
+        self._visits: dict[tuple[bool, bool], library.Visit] = {}
+        self.native = can_visit(self)
+
+    def visit_of(self, reader: Reader, *, whole: bool) -> library.Visit:
+        """Return a new description of a reader; see `encoders.caduceus.visits.described`."""
+        key = reader.reverse, whole
+        if key not in self._visits:
+            self._visits[key] = described(self, reader, whole=whole)
+        return library.Visit.from_buffer_copy(self._visits[key])
 
 
 def prepare_layers(

@@ -9,7 +9,7 @@ of the inner width.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,21 +22,22 @@ from torch.nn.modules import module as modules
 
 from encoders.caduceus.layers import BiMamba
 from encoders.caduceus.model import CaduceusForMaskedLM
+from encoders.caduceus.scratch import Scratch
 from encoders.caduceus.stream_layers import (
     InputNorm,
     Reader,
-    Scratch,
     StreamLayer,
     embedding_of,
     prepare_layers,
 )
+from encoders.caduceus.visits import Visits
 from encoders.caduceus.workers import StoppedError, alone, run_all, run_both
 from encoders.mamba import at_least_float32
 from encoders.selective_scan import backend_for
 
-# Most numbers of the inner width in a tile: 1,024 positions at the published width, whose buffers
-# are small beside a window's; narrow networks take longer tiles, since each costs some forty calls.
-TILE_NUMBERS = 2**19
+# Most numbers of the inner width in a tile: 512 positions at the published width, whose buffers
+# stay in cache; narrow networks take longer tiles.
+TILE_NUMBERS = 2**18
 # In a window from which on it is cut into tiles, and in shorter windows that are run together:
 # fewer, so that there is work for more threads.
 TOGETHER_NUMBERS = 2**18
@@ -122,7 +123,7 @@ def pool_streamed(
     """Weighted mean of the last hidden states of windows of equal length, for both strands.
 
     For inference. Of weights in reduced precision, products alone may be taken in it
-    (`encoders.caduceus.stream_layers.Product`); all else is in float32, so that this is nearer than
+    (`encoders.caduceus.products.Product`); all else is in float32, so that this is nearer than
     the network itself to what the weights say.
 
     Calls from several threads wait for one another: each uses all of torch's threads. Memory is
@@ -279,6 +280,7 @@ class Stream:
         """Take the stream through a layer; with a helper, two readers at once."""
         shape = (*self.residual.shape[:2], layer.inner)
         self.mixed = self.scratch.take("mixed", shape, self.dtype)
+        self.native = layer.native and self.dtype == torch.float32
         if self.tiles == 1:
             self._run_whole(layer)
             return
@@ -296,9 +298,15 @@ class Stream:
         if self.stop.is_set():
             raise StoppedError
         scratch, inner = self.scratch, layer.inner
+        shape = (*self.residual.shape[:2], 2 * inner)
+        both = scratch.take("both", shape, self.dtype)
+        if self.native:
+            for reader in reversed(layer.readers):
+                first, last = reader is layer.readers[-1], reader is layer.readers[0]
+                self._visits(layer, reader, both).visit(0, self.length, first=first, last=last)
+            return
         normed = layer.norm(self.residual, scratch)
-        room = scratch.take("both", (*normed.shape[:2], 2 * inner), self.dtype)
-        projected, gate = layer.both.into(room, normed, scratch).split(inner, dim=-1)
+        projected, gate = layer.both.into(both, normed, scratch).split(inner, dim=-1)
         for reader in reversed(layer.readers):
             last = reader is layer.readers[0]
             state = reader.start(len(self.residual))
@@ -308,28 +316,39 @@ class Stream:
             )  # fmt: skip
         layer.outputs.add_to(self.residual, self.mixed, scratch)
 
+    def _visits(self, layer: StreamLayer, reader: Reader, inner: Tensor) -> Visits:
+        memory = (self.residual, inner, self.mixed)
+        return Visits(layer, reader, *memory, tile=self.tile, scratch=self.scratch)
+
     def _walk(self, layer: StreamLayer, reader: Reader, claims: _Claims) -> None:
         with torch.inference_mode(), claims.released_on_failure():
-            state = reader.start(len(self.residual))
+            visit = self._visitor(layer, reader)
             alone = len(layer.readers) == 1
             order = range(self.tiles)
             for tile in reversed(order) if reader.reverse else order:
                 first = claims.claim(tile)
-                self._visit(layer, reader, tile, state, first=first, last=alone or not first)
+                start = tile * self.tile
+                end = min(start + self.tile, self.length)
+                visit(start, end, first=first, last=alone or not first)
                 claims.leave(tile)
+
+    def _visitor(self, layer: StreamLayer, reader: Reader) -> Callable[..., None]:
+        if self.native:
+            return self._visits(layer, reader, self.inner).visit
+        return partial(self._visit, layer, reader, reader.start(len(self.residual)))
 
     def _visit(
         self,
         layer: StreamLayer,
         reader: Reader,
-        tile: int,
         state: Tensor,
+        start: int,
+        end: int,
         *,
         first: bool,
         last: bool,
     ) -> None:
-        start = tile * self.tile
-        end = min(start + self.tile, self.length)
+        """Do what `Visits.visit` does, step by step."""
         where, scratch = slice(start, end), self.scratch
         residual, mixed = self.residual[:, where], self.mixed[:, where]
         normed = layer.norm(residual, scratch)

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from encoders.caduceus.stream_layers import Reader, Scratch, StreamLayer
+from encoders.caduceus.scratch import Scratch
+from encoders.caduceus.stream_layers import Reader, StreamLayer
 from encoders.caduceus.workers import StoppedError, run_both
 from encoders.selective_scan.library import KEPT_EVERY
 from encoders.selective_scan.tile_gradients import (
@@ -305,14 +306,13 @@ class Back:
         layer, grad, mixed = self.layer, self.grad[:, where], self.mixed[:, where]
         gate = layer.gate.into(self._take("gate", *mixed.shape), normed, self.scratch)
         gated = self._take("gated", *mixed.shape)
-        torch.mm(grad.flatten(0, 1), layer.outputs.weight, out=gated.view(-1, layer.inner))
+        layer.outputs.back_into(gated, grad)
         gate_tile_back(mixed, gate, gated)
         sums.multiply("outputs", grad, gated)
         sums.add_bias("outputs_bias", grad)
         sums.multiply("inputs", gate, normed, half=1)
         sums.add_bias("inputs_bias", gate, half=1)
-        found = self.found[:, where].view(-1, self.found.shape[2])
-        torch.mm(gate.flatten(0, 1), layer.gate.weight, out=found)
+        layer.gate.back_into(self.found[:, where], gate)
 
     def _leave_reader(self, way: _Way, tile: int, start: int, end: int, *, add: bool) -> None:
         """Through one scan and its convolution."""
@@ -331,7 +331,7 @@ class Back:
         sums.add_bias(f"steps_bias{number}", found.step)
         grad = torch.cat([found.step @ reader.steps_weight, found.B, found.C], dim=-1)
         sums.multiply(f"projection{number}", grad, u)
-        found.u.view(-1, found.u.shape[-1]).addmm_(grad.flatten(0, 1), reader.projection.weight)
+        reader.projection.back_into(found.u, grad, add=True)
         taps, taps_bias = convolve_tile_back(
             found.u, self.u, start, end, reader.taps, reader.taps_bias, way.before_silu,
             reverse=reader.reverse, into=self.grad_u[:, where], add=add,
@@ -344,7 +344,7 @@ class Back:
         grad_u, found = self.grad_u[:, where], self.found[:, where]
         sums.multiply("inputs", grad_u, normed, half=0)
         sums.add_bias("inputs_bias", grad_u, half=0)
-        found.view(-1, found.shape[2]).addmm_(grad_u.flatten(0, 1), self.layer.inputs.weight)
+        self.layer.inputs.back_into(found, grad_u, add=True)
         norm = self.layer.norm
         weight, bias = norm_tile_back(
             found, self.x[:, where], norm.weight, norm.eps,

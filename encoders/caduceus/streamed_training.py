@@ -30,7 +30,8 @@ from encoders.caduceus.layers import (
     stack_strands,
     swap_halves,
 )
-from encoders.caduceus.stream_layers import Scratch, StreamLayer
+from encoders.caduceus.scratch import Scratch
+from encoders.caduceus.stream_layers import StreamLayer
 from encoders.caduceus.streamed import LONG, Stream, is_changed, tile_of, windows_together
 from encoders.caduceus.streamed_back import Back, Sums
 from encoders.caduceus.workers import alone, run_all

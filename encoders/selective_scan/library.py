@@ -31,9 +31,10 @@ COMPILE_ARGS = (
 )
 LEVELS = ("baseline", "avx2", "avx512")
 LEVEL_VARIABLE = "GENEBOLD_CPU_LEVEL"
-INTERFACE_VERSION = 5
+INTERFACE_VERSION = 6
 KEPT_EVERY = 16
 MAX_TAPS = 8
+PANEL = 16
 
 _SIZE = ctypes.c_int64
 _ARRAY = ctypes.c_void_p
@@ -105,6 +106,26 @@ class Convolution(ctypes.Structure):
     )
 
 
+class Product(ctypes.Structure):
+    """``Product`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("rows", "depth", "width", "accumulate", "bfloat16")),
+        *((name, _SIZE) for name in ("x_row", "y_row")),
+        *((name, _ARRAY) for name in ("x", "y", "weight", "bias")),
+    )
+
+
+class Packing(ctypes.Structure):
+    """``Packing`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("depth", "width", "row", "column")),
+        ("from_", _ARRAY),
+        ("to", _ARRAY),
+    )
+
+
 class Norm(ctypes.Structure):
     """``Norm`` of arguments.h."""
 
@@ -114,6 +135,18 @@ class Norm(ctypes.Structure):
         ("weight", _ARRAY),
         ("bias", _ARRAY),
         ("epsilon", ctypes.c_float),
+    )
+
+
+class Visit(ctypes.Structure):
+    """``Visit`` of arguments.h."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("start", "end", "first", "last")),
+        ("norm", Norm),
+        *((name, Product) for name in ("inputs", "gate", "projection", "outputs")),
+        ("convolution", Convolution),
+        ("scan", ScanForward),
     )
 
 
@@ -190,6 +223,13 @@ def level() -> str:
             Problem("cpu-level", LEVEL_VARIABLE, repr(wanted), f"one of {', '.join(LEVELS)}")
         )
     return min(wanted, best, key=LEVELS.index)
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether this CPU has vectors of bfloat16 to multiply, and may use them."""
+    if _library is None or level() != LEVELS[-1]:
+        return False
+    return bool(_library.genebold_multiplies_bfloat16())
 
 
 def call(function: str, arguments: ctypes.Structure) -> None:

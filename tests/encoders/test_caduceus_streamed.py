@@ -11,8 +11,10 @@ import torch
 from streamed_cases import INNER, VARIANTS, small_caduceus
 
 from encoders.base import pool_bases
-from encoders.caduceus import stream_layers, streamed, workers
-from encoders.caduceus.stream_layers import Product, Reader, Scratch
+from encoders.caduceus import products, streamed, workers
+from encoders.caduceus.products import Product, is_native
+from encoders.caduceus.scratch import Scratch
+from encoders.caduceus.stream_layers import Reader
 from encoders.caduceus.streamed import can_stream, pool_streamed, streams
 from encoders.mamba import LayerNorm, RMSNorm
 from encoders.selective_scan import library
@@ -86,6 +88,12 @@ def test_neighbours_in_a_batch_change_little() -> None:
     assert worst(together[3:4], alone) < 1e-6
 
 
+def rounds_by_torch(monkeypatch, rounds: bool) -> None:
+    """Have bfloat16 multiplied as such by torch, or not at all, whatever this CPU has."""
+    monkeypatch.setattr(products, "is_native", lambda of: of == torch.float32 and is_native(of))
+    monkeypatch.setattr(products, "_torch_multiplies", lambda of: rounds and of == torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("dtype", "rounds"), [("bfloat16", True), ("bfloat16", False), ("float16", False)]
 )
@@ -99,7 +107,7 @@ def test_in_reduced_precision_products_alone_are_rounded(
 ) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", tile * INNER)
     monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", tile * INNER)
-    monkeypatch.setattr(stream_layers, "_multiplies", lambda of: rounds and of == torch.bfloat16)
+    rounds_by_torch(monkeypatch, rounds)
     ids, weights = windows(5, 40)  # tiles of some windows, or some windows together
     encoder = small_caduceus(variant, dtype, residual_in_fp32=in_fp32)
     exact = small_caduceus(variant, "float32")
@@ -120,7 +128,7 @@ def test_in_reduced_precision_products_alone_are_rounded(
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_rounded_products_are_those_of_rounded_numbers(biased: bool, monkeypatch) -> None:
-    monkeypatch.setattr(stream_layers, "_multiplies", lambda of: of == torch.bfloat16)
+    rounds_by_torch(monkeypatch, True)
     generator = torch.Generator().manual_seed(1)
     x, before = torch.randn(2, 9, 12, generator=generator), torch.randn(2, 9, 7)
     weight = torch.randn(7, 12, generator=generator).bfloat16()

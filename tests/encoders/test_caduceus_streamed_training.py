@@ -71,7 +71,9 @@ def test_gradients_are_as_exact_as_the_layers_own(variant, rows, length, used, m
     assert relative_rms(hidden, exact_hidden) < 5e-7
     assert found.keys() == exact.keys() == plain.keys()
     for name, wanted in exact.items():
-        bound = max(5e-6, 3 * relative_rms(plain[name], wanted))
+        # Where terms cancel (one position above all) the error is a draw, as large for the layers
+        # themselves: a few times theirs in a single draw, the same over many.
+        bound = max(5e-6, 5 * relative_rms(plain[name], wanted))
         assert relative_rms(found[name], wanted) < bound, name
 
 

@@ -62,6 +62,19 @@ typedef struct {
                  // positions read after the last: [batch, taps - 1, channels], left as the first's
 } Convolution;
 
+// y = x weight^T + bias, of matrices whose rows are dense; or y + that.
+typedef struct {
+  int64_t rows, depth, width;
+  int64_t accumulate;
+  int64_t bfloat16;  // whether weights are, and x is to be rounded
+  int64_t x_row, y_row;  // strides in floats
+  const float *x;
+  float *y;
+  const float *weight;  // [panels of PANEL columns, depth, PANEL], zeros behind the last column; for
+                        // bfloat16 [panels, half the depth, PANEL, 2] of that, zeros behind the last
+  const float *bias;    // [width], or null
+} Product;
+
 // y = (x - mean) / sqrt(mean square + epsilon) weight + bias, over the last axis.
 typedef struct {
   int64_t rows, length, width;
@@ -88,7 +101,32 @@ typedef struct {
   Sequence y, gate, grad;
 } GateBackward;
 
+// Weights [width, depth] laid out as a product takes them, in words of 32 bits.
+typedef struct {
+  int64_t depth, width;
+  int64_t row, column;  // strides in words
+  const int32_t *from;
+  int32_t *to;  // [panels of PANEL columns, depth, PANEL]
+} Packing;
+
+// A reader's visit to a tile of a stream in one of Caduceus' layers: norm, input projection,
+// convolution, projection of time steps and states, scan, gate, output projection. What belongs to
+// the stream is given from its first position on (norm's x, inputs' y, convolution's x, scan's y,
+// outputs' x and y), all else lies in memory for one tile.
+typedef struct {
+  int64_t start, end;   // the tile
+  int64_t first, last;  // whether nobody was here before, and whether nobody comes after
+  Norm norm;
+  Product inputs;      // of the first visit
+  Product gate;        // of the last one; x null where `inputs` gives the gate as well
+  Product projection;
+  Product outputs;     // of the last visit
+  Convolution convolution;  // its length is the stream's
+  ScanForward scan;         // its gate is the last visit's
+} Visit;
+
 #define KEPT_EVERY 16
 #define MAX_TAPS 8
-#define INTERFACE_VERSION 5
+#define PANEL 16
+#define INTERFACE_VERSION 6
 #endif
