@@ -11,7 +11,7 @@ import torch
 from streamed_cases import INNER, VARIANTS, small_caduceus
 
 from encoders.base import pool_bases
-from encoders.caduceus import products, streamed, workers
+from encoders.caduceus import products, stream_layers, streamed, workers
 from encoders.caduceus.products import Product, is_native
 from encoders.caduceus.scratch import Scratch
 from encoders.caduceus.stream_layers import Reader
@@ -88,14 +88,35 @@ def test_neighbours_in_a_batch_change_little() -> None:
     assert worst(together[3:4], alone) < 1e-6
 
 
-def rounds_by_torch(monkeypatch, rounds: bool) -> None:
-    """Have bfloat16 multiplied as such by torch, or not at all, whatever this CPU has."""
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tile", [16, 100])
+def test_a_visit_in_one_call_is_its_steps(variant, dtype, tile, monkeypatch) -> None:
+    monkeypatch.setattr(streamed, "TILE_NUMBERS", tile * INNER)
+    monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", tile * INNER)
+    encoder = small_caduceus(variant, dtype)
+    batch = windows_of(encoder, 5, 40)
+    found = pool_streamed(encoder.backbone, *batch)
+    monkeypatch.setattr(stream_layers, "can_visit", lambda _: False)
+    assert torch.equal(pool_streamed(encoder.backbone, *batch), found)
+
+
+def rounds_by_torch(monkeypatch, rounds: bool | None) -> None:
+    """Have bfloat16 multiplied as such by torch, or not at all, whatever this CPU has.
+
+    None leaves it to the native kernels, and skips the test where they cannot.
+    """
+    if rounds is None:
+        if not is_native(torch.bfloat16):
+            pytest.skip("no native products in bfloat16 here")
+        return
     monkeypatch.setattr(products, "is_native", lambda of: of == torch.float32 and is_native(of))
     monkeypatch.setattr(products, "_torch_multiplies", lambda of: rounds and of == torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "rounds"), [("bfloat16", True), ("bfloat16", False), ("float16", False)]
+    ("dtype", "rounds"),
+    [("bfloat16", None), ("bfloat16", True), ("bfloat16", False), ("float16", False)],
 )
 @pytest.mark.parametrize(
     "variant", ["ps", "ps_unfused", "ps_layer_norm", "ph", "ps_one_way_biased"]
@@ -103,7 +124,7 @@ def rounds_by_torch(monkeypatch, rounds: bool) -> None:
 @pytest.mark.parametrize("tile", [16, 100])
 @pytest.mark.parametrize("in_fp32", [True, False])
 def test_in_reduced_precision_products_alone_are_rounded(
-    variant: str, dtype: str, rounds: bool, tile: int, in_fp32: bool, monkeypatch
+    variant: str, dtype: str, rounds: bool | None, tile: int, in_fp32: bool, monkeypatch
 ) -> None:
     monkeypatch.setattr(streamed, "TILE_NUMBERS", tile * INNER)
     monkeypatch.setattr(streamed, "TOGETHER_NUMBERS", tile * INNER)
@@ -120,7 +141,7 @@ def test_in_reduced_precision_products_alone_are_rounded(
     found = pool_streamed(encoder.backbone, ids, encoder.complement_map, weights)
     assert found.dtype == torch.float32
     error = worst(found, wanted)
-    if rounds:
+    if rounds is None or rounds:
         assert LIMIT["float32"] < error < worst(plain(encoder, ids, weights), wanted)
     else:
         assert error < LIMIT["float32"]
