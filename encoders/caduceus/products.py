@@ -1,7 +1,8 @@
 """The products of Caduceus' layers, by the native kernels where they can and else by torch."""
 
+import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,15 +49,24 @@ class Product:
         narrow = is_native(weight.dtype) or _torch_multiplies(weight.dtype)
         self.weight = weight if narrow else at_least_float32(weight)
         self.bias = None if bias is None else at_least_float32(bias).contiguous()
+        self._lock = threading.Lock()
+        self._forwards: Packed | None = None
+        self._backwards: Packed | None = None
 
-    # Laid out when first asked for; two threads that ask at once would do so twice.
-    @cached_property
+    @property
     def _packed(self) -> Packed:
-        return pack(self.weight)
+        # Once for all threads: the kernels are told where it lies, and others must not replace it.
+        with self._lock:
+            if self._forwards is None:
+                self._forwards = pack(self.weight)
+            return self._forwards
 
-    @cached_property
+    @property
     def _packed_back(self) -> Packed:
-        return pack(self.weight.T)
+        with self._lock:
+            if self._backwards is None:
+                self._backwards = pack(self.weight.T)
+            return self._backwards
 
     def arguments(self) -> library.Product:
         """Describe it to the kernels; see `Packed.arguments`."""

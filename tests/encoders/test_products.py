@@ -1,13 +1,17 @@
 """Products by the native kernels, at every instruction set this CPU has."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
 
+from encoders.caduceus import products
 from encoders.caduceus.products import Product
 from encoders.caduceus.scratch import Scratch
 from encoders.selective_scan import library
-from encoders.selective_scan.products import multiplies, multiply, pack
+from encoders.selective_scan.products import Packed, multiplies, multiply, pack
 
 pytestmark = pytest.mark.skipif(not library.is_built(), reason="the native kernels are not built")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -80,6 +84,20 @@ def test_backwards_is_the_transposed_product(add: bool) -> None:
     Product(weight).back_into(found, grad, add=add)
     wanted = grad.double() @ weight.double() + (before.double() if add else 0.0)
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-5)
+
+
+def test_weights_are_laid_out_once_for_all_threads(monkeypatch) -> None:
+    """Kernels are told where they lie: a second layout would take the place of the first."""
+
+    def slowly(weight: Tensor) -> Packed:
+        time.sleep(0.05)
+        return pack(weight)
+
+    monkeypatch.setattr(products, "pack", slowly)
+    product = Product(draw(24, 36))
+    with ThreadPoolExecutor(4) as pool:
+        found = {pool.submit(lambda: product.arguments().weight) for _ in range(4)}
+        assert len({address.result() for address in found}) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
